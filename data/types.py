@@ -1,0 +1,328 @@
+"""What crosses package borders: one type per stage, none of them optional.
+
+``Trajectory`` is what was recorded (NumPy, one row per control step); ``DecisionBatch`` is what a learner reads
+(torch, one column per policy decision). ``Env`` and ``Policy`` are the two protocols that let ``sim`` evaluate
+and ``world_model`` imagine with a policy without importing ``wm_rl``.
+
+Axes used everywhere: ``b`` batch, ``t`` control steps, ``d`` decisions, ``k`` actions in a chunk, ``a`` action
+dimensions, ``p`` proprio dimensions, ``n`` environments, ``h w`` pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int16, Int64, UInt8
+from torch import Tensor
+
+UNKNOWN_TOKEN = -1
+"""``action_token`` of a step that nobody tokenised."""
+
+NOT_OURS = -1
+"""``policy_version`` of a step that a human, a script or another policy acted."""
+
+
+class UserError(Exception):
+    """Bad input. Its text is one line: what was expected, what came, what to type. Commands print it and exit 2."""
+
+
+class Source(StrEnum):
+    """Where a trajectory comes from."""
+
+    SIM = "sim"
+    REAL = "real"
+    IMAGINED = "imagined"
+
+
+class Behaviour(StrEnum):
+    """What is known of the policy that acted: its ``log_prob`` was recorded, estimated by a clone, or is unknown."""
+
+    LOGGED = "logged"
+    CLONED = "cloned"
+    UNKNOWN = "unknown"
+
+
+class Success(StrEnum):
+    """Outcome of a trajectory. Unknown stays unknown."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What maps raw robot units to what a policy sees, versioned by ``fingerprint``.
+
+    ``action = 2 (raw - action_low) / (action_high - action_low) - 1``; a policy standardises ``proprio`` by its mean
+    and standard deviation.
+    """
+
+    action_low: Float32[np.ndarray, " a"]
+    action_high: Float32[np.ndarray, " a"]
+    proprio_mean: Float32[np.ndarray, " p"]
+    proprio_std: Float32[np.ndarray, " p"]
+
+    def normalise(self, raw: Float32[np.ndarray, "*t a"]) -> Float32[np.ndarray, "*t a"]:
+        """Raw actions to [-1, 1]. A dimension without range maps to 0."""
+        span = self.action_high - self.action_low
+        scaled = 2 * (raw - self.action_low) / np.where(span > 0, span, 1) - 1
+        return np.where(span > 0, scaled, 0).astype(np.float32)
+
+    def denormalise(self, action: Float32[np.ndarray, "*t a"]) -> Float32[np.ndarray, "*t a"]:
+        """Inverse of ``normalise``."""
+        span = self.action_high - self.action_low
+        return (self.action_low + (action + 1) / 2 * span).astype(np.float32)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Plain lists, for JSON and checkpoints; float32 survives the round trip exactly."""
+        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Sequence[float]]) -> Statistics:
+        """Inverse of ``to_dict``."""
+        return Statistics(**{key: np.asarray(value, np.float32) for key, value in values.items()})
+
+    def same_as(self, other: Statistics) -> bool:
+        """True when both map the same raw values to the same normalised ones."""
+        return self.to_dict() == other.to_dict()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What an environment, a store and a policy must agree on."""
+
+    cameras: tuple[str, ...]
+    image_size: int
+    """Frames are square, in pixels."""
+    proprio_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    control_hz: float
+    """Control steps per second."""
+
+    @property
+    def proprio_dim(self) -> int:
+        """Length of ``proprio``."""
+        return len(self.proprio_names)
+
+    @property
+    def action_dim(self) -> int:
+        """Length of ``action``."""
+        return len(self.action_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return {**dataclasses.asdict(self), "cameras": list(self.cameras),
+                "proprio_names": list(self.proprio_names), "action_names": list(self.action_names)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Spec:
+        """Inverse of ``to_dict``."""
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return Spec(**plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One recorded episode of ``t`` control steps (``t1`` = t + 1 observations), independent of any chunk length.
+
+    ``log_prob`` is that of each action token under the policy that acted; NaN means unknown and is never invented.
+    ``decision`` is true where the policy looked and issued a chunk. ``terminated``: no value follows.
+    ``truncated``: bootstrap from the last observation. ``uncertainty`` is 0 where nothing was imagined.
+    ``timestamp`` is in seconds since the episode began, on the clock that ``provenance`` names.
+    """
+
+    frames: Mapping[str, UInt8[np.ndarray, "t1 h w 3"]]
+    proprio: Float32[np.ndarray, "t1 p"]
+    action: Float32[np.ndarray, "t a"]
+    action_token: Int16[np.ndarray, "t a"]
+    log_prob: Float32[np.ndarray, "t a"]
+    decision: Bool[np.ndarray, " t"]
+    reward: Float32[np.ndarray, " t"]
+    terminated: Bool[np.ndarray, " t"]
+    truncated: Bool[np.ndarray, " t"]
+    policy_version: Int64[np.ndarray, " t"]
+    uncertainty: Float32[np.ndarray, " t"]
+    timestamp: Float64[np.ndarray, " t1"]
+    source: Source
+    task: str
+    """Name of the task, e.g. ``drawer-close-v3``; for logs without one, the instruction."""
+    instruction: str
+    """The sentence that the policy was given."""
+    success: Success
+    behaviour: Behaviour
+    embodiment: str
+    world_model_version: int
+    """-1 where nothing was imagined."""
+    provenance: Mapping[str, Any]
+    """JSON-able: where it came from (file hash, config hash, episode index, clock, seed)."""
+
+    def __len__(self) -> int:
+        """Number of control steps ``t``."""
+        return len(self.action)
+
+    def __post_init__(self) -> None:
+        """Refuse rows that do not line up: a torn trajectory must not reach a store."""
+        steps = len(self.action)
+        if steps == 0:
+            raise ValueError("a trajectory needs at least one control step, got none")
+        for name in ("action_token", "log_prob", "decision", "reward", "terminated", "truncated",
+                     "policy_version", "uncertainty"):
+            if len(getattr(self, name)) != steps:
+                raise ValueError(f"{name} has {len(getattr(self, name))} rows, expected {steps} like action")
+        observed = {"proprio": self.proprio, "timestamp": self.timestamp, **self.frames}
+        for name, rows in observed.items():
+            if len(rows) != steps + 1:
+                raise ValueError(f"{name} has {len(rows)} rows, expected {steps + 1}: one more than the actions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What a policy looks at, one row per environment."""
+
+    frames: Mapping[str, UInt8[np.ndarray, "n h w 3"]]
+    proprio: Float32[np.ndarray, "n p"]
+    instruction: Sequence[str]
+    slot: Sequence[int]
+    """Which row of its Env each row is: what a policy with memory keys its state by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """What a policy answers. ``log_prob`` is that of ``token`` under the distribution it was drawn from."""
+
+    token: Int16[np.ndarray, "n k a"]
+    action: Float32[np.ndarray, "n k a"]
+    """Normalised to [-1, 1]."""
+    log_prob: Float32[np.ndarray, "n k a"]
+    value: Float32[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionBatch:
+    """Windows of decisions as a learner reads them, padded to ``d`` columns.
+
+    Column ``i`` of row ``j`` is real where ``mask[j, i]``; real columns come first. The observation that follows the
+    last real decision of row ``j`` is ``final_*[j]``, from which a value is bootstrapped unless ``terminated[j]``.
+    """
+
+    frames: Mapping[str, UInt8[Tensor, "b d h w 3"]]
+    proprio: Float[Tensor, "b d p"]
+    instruction: Sequence[str]
+    """``b`` sentences, one per window."""
+    token: Int[Tensor, "b d k a"]
+    log_prob: Float[Tensor, "b d k a"]
+    token_mask: Bool[Tensor, "b d k"]
+    """False where the episode ended, or the policy looked again, inside the chunk, and where ``mask`` is false."""
+    mask: Bool[Tensor, "b d"]
+    reward: Float[Tensor, "b d"]
+    """Sum over the chunk of ``discount ** i`` times the reward of its ``i``-th control step."""
+    discount: Float[Tensor, "b d"]
+    """``discount`` to the power of the control steps until the next decision."""
+    terminated: Bool[Tensor, " b"]
+    """The last real decision ended the episode without a value to follow."""
+    final_frames: Mapping[str, UInt8[Tensor, "b h w 3"]]
+    final_proprio: Float[Tensor, "b p"]
+    policy_version: Int64[Tensor, "b d"]
+    uncertainty: Float[Tensor, "b d"]
+    """Mean over the chunk of the world model's uncertainty; 0 where nothing was imagined."""
+    source: Sequence[Source]
+    """``b`` sources, one per window."""
+    cloned: Bool[Tensor, " b"]
+    """The behaviour ``log_prob`` is an estimate by a cloned policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """Windows of ``s`` control steps as a world model reads them: ``s + 1`` frames, ``context`` seen, ``horizon`` not.
+
+    ``s = context + horizon - 1``. ``action[:, i]`` leads from observation ``i`` to observation ``i + 1``; the first
+    ``context`` observations are seen, so ``action[:, context - 1]`` is the first whose outcome is to be predicted.
+    Before an episode's beginning its first observation repeats, after its end its last; there ``action`` is 0 and
+    ``mask`` false.
+    """
+
+    frames: Mapping[str, UInt8[Tensor, "b s1 h w 3"]]
+    proprio: Float[Tensor, "b s1 p"]
+    action: Float[Tensor, "b s a"]
+    mask: Bool[Tensor, "b s"]
+    """The step was recorded, not padded."""
+    instruction: Sequence[str]
+    source: Sequence[Source]
+    success_frame: Bool[Tensor, "b s1"]
+    """The task is done in this frame: the last one of a successful episode that terminated."""
+    success_known: Bool[Tensor, " b"]
+    """The episode's success is yes or no."""
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A vector of ``num_envs`` environments in Gymnasium's vector conventions, autoreset mode ``DISABLED``.
+
+    The caller resets: ``reset(seed=[...], options={"reset_mask": bool [n]})`` restarts only the masked rows, and
+    ``seed[i]`` alone decides the episode that row ``i`` plays (same seed, same episode, in any order, in any
+    process). A row whose episode is over is *parked*: ``step`` ignores its action, repeats its last observation with
+    reward 0 and its last flags, and costs nothing. An observation is
+    ``{"frames": {camera: uint8 [n, h, w, 3]}, "proprio": float32 [n, p]}``; rows not yet reset hold zeros.
+    ``info`` of ``reset`` and ``step`` holds for every row ``"instruction"`` (list of str), ``"task"`` (list of str),
+    ``"success"`` (bool [n]), ``"uncertainty"`` (float32 [n]) and ``"time"`` (float64 [n], seconds since the reset).
+    The arrays returned are the caller's to keep.
+    """
+
+    num_envs: int
+    spec: Spec
+    statistics: Statistics
+    source: Source
+    embodiment: str
+    max_episode_steps: int
+    metadata: dict[str, Any]
+    provenance: Mapping[str, Any]
+    """JSON-able facts that every trajectory recorded here carries (simulator, versions, configuration)."""
+    world_model_version: int
+    """-1 unless this is imagination."""
+
+    def reset(self, *, seed: Sequence[int | None], options: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Restart the rows of ``options["reset_mask"]``; returns observation and info of all rows."""
+        ...
+
+    def step(
+        self, actions: Float32[np.ndarray, "n a"]
+    ) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Normalised actions, one control step: observation, reward, terminated, truncated, info."""
+        ...
+
+    def close(self) -> None:
+        """Release processes and GL contexts. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Anything that acts: a VLA, or a scripted expert behind the same face."""
+
+    chunk: int
+    """Actions per decision, ``k``."""
+    version: int
+    """Number of gradient updates it has had; ``NOT_OURS`` for what we did not train."""
+
+    def act(self, observation: Observation, seeds: Sequence[int] | None) -> Action:
+        """Choose a chunk for each row. Row ``i`` draws its randomness from ``seeds[i]`` alone; ``None`` is greedy."""
+        ...
+
+
+def to_torch(values: Any, device: torch.device | str) -> Any:
+    """A ``DecisionBatch`` (or any dataclass, mapping or tensor in one) with every tensor on ``device``."""
+    if isinstance(values, Tensor):
+        return values.to(device)
+    if isinstance(values, Mapping):
+        return {key: to_torch(value, device) for key, value in values.items()}
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        fields = {f.name: to_torch(getattr(values, f.name), device) for f in dataclasses.fields(values)}
+        return type(values)(**fields)
+    return values

@@ -1,0 +1,23 @@
+"""``python main.py <command> [overrides]``: one Hydra entry point for every command.
+
+The first word becomes Hydra's ``--config-name``, which keeps multirun, ``--help``, ``--cfg`` and tab completion as
+Hydra has them. Each primary YAML names the function that runs it; its keys are that function's arguments, so a key
+that nothing reads is an error. This file imports no torch: tab completion runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from wm_rl import cli
+
+
+def main() -> int:
+    """Run one command; the exit code is 0, 1 where a gate says no, 2 for bad input, 130 after Ctrl-C."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `cli.run`, which makes one line of them
+    return cli.run(sys.argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+import json
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+
+import data.segment
+import data.store
+from data.segment import field_table
+from data.store import ReplayStore
+from data.types import Behaviour, Source, Success, UserError
+
+
+def listing(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_trajectories_come_back_bit_for_bit(tmp_path, make_store, make_trajectory, assert_same):
+    given = [make_trajectory(0, 6), make_trajectory(1, 1, source=Source.REAL, success=Success.UNKNOWN),
+             make_trajectory(2, 9, behaviour=Behaviour.UNKNOWN, terminated=False, source=Source.IMAGINED,
+                             world_model_version=4, provenance={"a": [1, {"b": None}]})]
+    store = make_store(tmp_path / "s", given[:2], given[2:])
+    for reader in (store, ReplayStore.open(tmp_path / "s")):
+        assert len(reader) == 3
+        assert reader.position == 2
+        for index, trajectory in enumerate(given):
+            assert_same(reader.trajectory(index), trajectory)
+        assert reader.episodes.length.tolist() == [6, 1, 9]
+        assert reader.episodes.policy_version.tolist() == [t.policy_version.max() for t in given]
+        assert reader.episodes.world_model_version.tolist() == [-1, -1, 4]
+        assert reader.provenance(2) == {"a": [1, {"b": None}]}
+
+
+def test_spec_and_statistics_survive(tmp_path, make_store, spec, statistics):
+    make_store(tmp_path / "s")
+    store = ReplayStore.open(tmp_path / "s")
+    assert store.spec == spec
+    assert store.statistics.same_as(statistics)
+    assert store.embodiment == "arm"
+    assert len(store) == 0
+    assert store.summary() == []
+
+
+def test_any_zarr_reader_opens_a_segment(tmp_path, make_store, make_trajectory, spec):
+    given = [make_trajectory(0, 5), make_trajectory(1, 3)]
+    store = make_store(tmp_path / "s", given)
+    group = zarr.open_group(tmp_path / "s", mode="r")["seg"][store.episodes.segment[0]]
+    fields = field_table(spec)
+    assert set(group.array_keys()) == {*fields, "ep_start", "ep_len"}
+    for name in fields:
+        assert group[name].metadata.dimension_names[0] == "time"
+        read = np.concatenate([store.column(0, name), store.column(1, name)])
+        np.testing.assert_array_equal(group[name][:], read)
+        assert group[name].dtype == read.dtype
+    np.testing.assert_array_equal(group["rgb_wrist"][6:], given[1].frames["wrist"])
+    np.testing.assert_array_equal(group["action"][:5], given[0].action)
+    assert group["ep_start"][:].tolist() == [0, 6]
+    assert group["ep_len"][:].tolist() == [5, 3]
+    # The row of the final observation has no action.
+    assert group["action_token"][5].tolist() == [-1, -1, -1]
+    assert np.isnan(group["log_prob"][5]).all()
+    root = zarr.open_group(tmp_path / "s", mode="r").attrs
+    assert root["schema_version"] == 1
+    assert root["spec"]["action_names"] == ["u", "v", "w"]
+
+
+def test_a_killed_append_leaves_nothing_visible(tmp_path, make_store, make_trajectory, monkeypatch, assert_same):
+    store = make_store(tmp_path / "s", [make_trajectory(0)])
+    write, calls = data.segment.write_array, []
+
+    def fail_later(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(data.segment, "write_array", fail_later)
+    before = listing(tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt):
+        store.append([make_trajectory(1)])
+    assert listing(tmp_path / "s") == before
+    monkeypatch.undo()
+    # kill -9 cleans nothing up: what was written stays in tmp/, half of it or all.
+    shutil.copytree(tmp_path / "s/seg/00000000", tmp_path / "s/tmp/half")
+    (tmp_path / "s/tmp/half/action/zarr.json").unlink()
+    assert len(ReplayStore.open(tmp_path / "s")) == 1
+    store.append([make_trajectory(2)])
+    assert len(store) == 2
+    assert_same(ReplayStore.open(tmp_path / "s").trajectory(1), make_trajectory(2))
+
+
+def test_a_damaged_segment_is_named_and_not_read_as_zeros(tmp_path, make_store, make_trajectory):
+    make_store(tmp_path / "s", [make_trajectory(0)])
+    (tmp_path / "s/seg/00000000/rgb_front/c.0.0.0.0").unlink()
+    with pytest.raises(UserError, match=r"damaged segment: .*rgb_front.* found 0"):
+        ReplayStore.open(tmp_path / "s")
+
+
+def test_another_schema_version_is_refused_and_untouched(tmp_path, make_store, make_trajectory):
+    make_store(tmp_path / "s", [make_trajectory(0)])
+    file = tmp_path / "s/zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["attributes"]["schema_version"] = 7
+    file.write_text(json.dumps(metadata))
+    before = listing(tmp_path / "s")
+    with pytest.raises(UserError, match="schema version 7, this code reads version 1") as error:
+        ReplayStore.open(tmp_path / "s")
+    assert "\n" not in str(error.value)
+    assert listing(tmp_path / "s") == before
+
+
+def test_what_is_no_store_is_refused(tmp_path, make_store, make_trajectory):
+    with pytest.raises(UserError, match="found nothing"):
+        ReplayStore.open(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/zarr.json").write_text("{")
+    with pytest.raises(UserError, match="found another folder"):
+        ReplayStore.open(tmp_path / "other")
+    make_store(tmp_path / "s", [make_trajectory(0)])
+    before = listing(tmp_path / "s")
+    with pytest.raises(UserError, match="exists already"):
+        make_store(tmp_path / "s")
+    assert listing(tmp_path / "s") == before
+
+
+def test_trajectories_that_do_not_fit_are_refused(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s")
+    with pytest.raises(UserError, match="holds embodiment 'arm', got a trajectory of 'leg'"):
+        store.append([make_trajectory(0), make_trajectory(1, embodiment="leg")])
+    bad = [make_trajectory(0, cameras=("front",)), make_trajectory(0, size=4),
+           make_trajectory(0, action=np.zeros((6, 2), "f4")), make_trajectory(0, proprio=np.zeros((7, 2))),
+           make_trajectory(0, reward=np.full(6, np.nan, "f4")),
+           make_trajectory(0, log_prob=np.full((6, 3), np.nan, "f4"))]
+    for trajectory in bad:
+        with pytest.raises(ValueError, match=r"expected|finite|log_prob"):
+            store.append([trajectory])
+    assert len(store) == store.position == 0
+
+
+def test_rollback_moves_and_loses_nothing(tmp_path, make_store, make_trajectory, assert_same):
+    given = [make_trajectory(i, behaviour=Behaviour.UNKNOWN) for i in range(4)]
+    store = make_store(tmp_path / "s", [given[0]], [given[1]], [given[2]])
+    label(store, "00000002", 5)
+    before = listing(tmp_path / "s")
+    assert store.rollback(1) == ["00000001", "00000002"]
+    assert (len(store), store.position) == (1, 1)
+    after = listing(tmp_path / "s")
+    for name, content in before.items():
+        moved = name.startswith(("seg/00000001", "seg/00000002", "cloned/00000002"))
+        assert after["superseded/0/" + name if moved else name] == content
+    # A number is never used twice, so a name always means the same bytes.
+    assert store.append([given[3]]) == "00000003"
+    reader = ReplayStore.open(tmp_path / "s")
+    assert_same(reader.trajectory(1), given[3])
+    assert reader.rollback(0) == ["00000000", "00000003"]
+    assert reader.rollback(0) == []
+    with pytest.raises(UserError, match="written with 2 segments"):
+        reader.rollback(2)
+
+
+def label(store, segment, seed, **changes):
+    rng = np.random.default_rng(seed)
+    rows = store.segments[[s.name for s in store.segments].index(segment)].rows
+    values = {"action_token": rng.integers(0, 11, (rows, 3)).astype("i2"),
+              "log_prob": -rng.random((rows, 3)).astype("f4"), "decision": np.arange(rows) % 3 == 0, "model": "clone"}
+    store.label_behaviour(segment, **(values | changes))
+    return values | changes
+
+
+def test_label_behaviour_overlays_unknown_episodes_only(tmp_path, make_store, make_trajectory, assert_same):
+    given = [make_trajectory(0, 4), make_trajectory(1, 5, behaviour=Behaviour.UNKNOWN)]
+    store = make_store(tmp_path / "s", given)
+    sealed = listing(tmp_path / "s/seg")
+    other = ReplayStore.open(tmp_path / "s")
+    values = label(store, "00000000", 5)
+    other.refresh()
+    for reader in (store, other, ReplayStore.open(tmp_path / "s")):
+        assert_same(reader.trajectory(0), given[0])
+        cloned = reader.trajectory(1)
+        assert cloned.behaviour is Behaviour.CLONED
+        for name in ("action_token", "log_prob", "decision"):
+            np.testing.assert_array_equal(getattr(cloned, name), values[name][5:10])
+        np.testing.assert_array_equal(cloned.action, given[1].action)
+        assert np.isnan(reader.column(1, "log_prob")[5]).all()
+        assert reader.episodes.behaviour.tolist() == ["logged", "cloned"]
+    assert listing(tmp_path / "s/seg") == sealed
+    assert zarr.open_group(tmp_path / "s/cloned/00000000", mode="r").attrs["model"] == "clone"
+
+    again = label(store, "00000000", 6)
+    np.testing.assert_array_equal(store.trajectory(1).log_prob, again["log_prob"][5:10])
+    assert (tmp_path / "s/superseded/0/cloned/00000000/log_prob/zarr.json").exists()
+    other.refresh()
+    np.testing.assert_array_equal(other.trajectory(1).log_prob, again["log_prob"][5:10])
+
+
+def test_a_label_that_does_not_cover_the_segment_is_refused(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s", [make_trajectory(1, 5, behaviour=Behaviour.UNKNOWN)])
+    with pytest.raises(ValueError, match="without a finite log_prob"):
+        label(store, "00000000", 0, log_prob=np.full((6, 3), np.nan, "f4"))
+    with pytest.raises(ValueError, match=r"decision has shape \(5,\), expected \(6,\)"):
+        label(store, "00000000", 0, decision=np.ones(5, bool))
+    assert ReplayStore.open(tmp_path / "s").episodes.behaviour.tolist() == ["unknown"]
+
+
+def test_refresh_sees_other_writers_and_only_changes_count(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s", [make_trajectory(0)])
+    other = ReplayStore.open(tmp_path / "s")
+    generation = other.generation
+    other.refresh()
+    assert other.generation == generation
+    store.append([make_trajectory(1), make_trajectory(2)])
+    assert len(other) == 1
+    other.refresh()
+    assert len(other) == 3
+    assert other.generation > generation
+    store.rollback(1)
+    other.refresh()
+    assert len(other) == 1
+
+
+def append_many(path, make, first):
+    store = ReplayStore.open(path)
+    for i in range(10):
+        store.append([make(first + i, 2)])
+
+
+def test_two_processes_lose_no_append(tmp_path, make_store, make_trajectory):
+    make_store(tmp_path / "s")
+    context = multiprocessing.get_context("fork")  # children only touch files
+    writers = [context.Process(target=append_many, args=(tmp_path / "s", make_trajectory, 100 * i)) for i in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    store = ReplayStore.open(tmp_path / "s")
+    assert sorted(store.provenance(i)["seed"] for i in range(len(store))) == [*range(10), *range(100, 110)]
+    assert [s.name for s in store.segments] == [f"{i:08d}" for i in range(20)]
+
+
+def test_summary_counts_by_source_task_behaviour_success(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s", [make_trajectory(0, 4), make_trajectory(1, 5)],
+                       [make_trajectory(2, 3, source=Source.REAL, behaviour=Behaviour.UNKNOWN, task="lift")])
+    assert store.summary() == [
+        {"source": "real", "task": "lift", "behaviour": "unknown", "success": "yes", "episodes": 1, "steps": 3},
+        {"source": "sim", "task": "push", "behaviour": "logged", "success": "yes", "episodes": 2, "steps": 9},
+    ]

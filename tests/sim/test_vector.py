@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.rollout import rollout
+from data.types import Source, Success, UserError
+from sim.expert import ExpertConfig, ScriptedExpert
+from sim.metaworld import MetaWorldConfig, Perturbation
+from sim.stand_in import stand_in_config
+from sim.tasks import DEMO_TASKS, PHRASINGS, TASKS, phrasings
+from sim.vector import VectorEnv
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _contract():
+    spec = importlib.util.spec_from_file_location("contract", ROOT / "tests" / "contract.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SHORT = MetaWorldConfig(max_episode_steps=8)
+KINDS = {
+    "simulator": {"config": SHORT, "workers": 2},
+    "stand-in": {"config": stand_in_config(SHORT), "workers": 0, "source": "real"},
+}
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract(kind):
+    _contract().check_env(lambda: VectorEnv(tasks=["drawer-close-v3"], num_envs=2, **KINDS[kind]))
+
+
+@pytest.fixture(scope="module")
+def demo():
+    env = VectorEnv(tasks=DEMO_TASKS, num_envs=4, workers=1)
+    yield env
+    env.close()
+
+
+@pytest.mark.sim
+def test_expert_solves_the_demo_tasks_and_pictures_differ(demo):
+    episodes = list(rollout(demo, ScriptedExpert(demo), [[7], [7], [7], [7]], sample=False))
+    assert {episode.task for episode in episodes} == set(DEMO_TASKS)
+    assert all(episode.success is Success.YES and episode.reward.sum() == 1 for episode in episodes)
+    assert all(episode.terminated[-1] and not episode.truncated.any() for episode in episodes)
+    firsts = [episode.frames["workspace"][0] for episode in episodes]
+    for i in range(4):
+        assert firsts[i].mean() > 40  # lit
+        assert firsts[i][-16:].mean(axis=(0, 1))[0] > firsts[i][-16:].mean(axis=(0, 1))[2] + 15  # table, brown, below
+        for j in range(i):
+            assert np.abs(firsts[i].astype(int) - firsts[j]).mean() > 2  # two renderers in one process do not mix
+
+
+@pytest.mark.sim
+def test_seed_decides_goal_and_sentence(demo):
+    everything = np.ones(4, bool)
+    starts = [demo.reset(seed=[seed] * 4, options={"reset_mask": everything}) for seed in range(6)]
+    frames = [start[0]["frames"]["workspace"] for start in starts]
+    assert all((frames[0][row] != frames[1][row]).any() for row in range(4))
+    sentences = {start[1]["instruction"][0] for start in starts}
+    assert len(sentences) > 1
+    assert sentences <= set(PHRASINGS[DEMO_TASKS[0]])
+
+
+@pytest.mark.sim
+def test_noise_is_the_same_in_any_row_and_after_any_episode(demo):
+    expert = ScriptedExpert(demo, ExpertConfig(burst_probability=0.5))
+    alone = next(iter(rollout(demo, expert, [[5], [], [], []], sample=True)))
+    later = next(e for e in rollout(demo, expert, [[9, 5], [3], [], []], sample=True) if e.provenance["seed"] == 5)
+    assert np.array_equal(alone.action, later.action)
+    assert np.array_equal(alone.frames["workspace"], later.frames["workspace"])
+
+
+@pytest.mark.sim
+def test_thinned_meshes_do_not_change_the_physics(monkeypatch):
+    from sim import metaworld
+
+    def states():
+        task = metaworld.MetaWorldTask("door-close-v3", SHORT)
+        answers = [task.reset(3)] + [task.step(task.expert_action()) for _ in range(6)]
+        faces = int(task._env.model.mesh_facenum.sum())
+        state = task._env.data.qpos.copy()
+        task.close()
+        return np.stack([answer.proprio for answer in answers]), state, faces
+
+    thin = states()
+    monkeypatch.setattr(metaworld, "_thin_meshes", lambda model, cell: None)
+    full = states()
+    assert thin[2] < full[2] / 3
+    assert np.array_equal(thin[0], full[0])
+    assert np.array_equal(thin[1], full[1])
+
+
+@pytest.mark.sim
+def test_perturbations_reach_the_simulation():
+    from sim import metaworld
+
+    def last(perturbation, action):
+        task = metaworld.MetaWorldTask("drawer-close-v3", MetaWorldConfig(perturbation=perturbation))
+        first = task.reset(1)
+        step = task.step(np.array(action))
+        step = task.step(np.array(action))
+        task.close()
+        return first, step
+
+    push = [1.0, 0, 0, 0]
+    nominal = last(Perturbation(), push)
+    moved = nominal[1].proprio[0] - nominal[0].proprio[0]
+    slow = last(Perturbation(gain=0.5), push)[1].proprio[0] - nominal[0].proprio[0]
+    late = last(Perturbation(latency=1), push)[1].proprio[0] - nominal[0].proprio[0]
+    assert 0.2 * moved < slow < 0.8 * moved
+    assert 0 < late < 0.7 * moved
+    assert last(Perturbation(light=(0.5, 0.5, 0.5)), push)[0].frame.mean() < 0.9 * nominal[0].frame.mean()
+    shifted = last(Perturbation(camera_shift=(0.0, 0.1, 0.0)), push)[0]
+    assert np.abs(shifted.frame.astype(int) - nominal[0].frame).mean() > 2
+    assert np.array_equal(shifted.proprio, nominal[0].proprio)
+
+
+@pytest.mark.sim
+def test_workers_stay_light_and_a_dead_one_is_named(tmp_path):
+    env = VectorEnv(tasks=["drawer-close-v3"], num_envs=2, workers=2, config=SHORT)
+    try:
+        env.reset(seed=[1, 2], options={"reset_mask": np.ones(2, bool)})
+        pids = [worker._process.pid for worker in env._workers]
+        assert not any("torch" in Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r"rows 1-1 \(drawer-close-v3\) died \(exit code -9"):
+            env.step(np.zeros((2, 4), np.float32))
+    finally:
+        env.close()
+    assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        env.step(np.zeros((2, 4), np.float32))
+
+
+@pytest.mark.sim
+def test_other_cameras_stand_upright():
+    env = VectorEnv(tasks=["drawer-close-v3"], num_envs=1, workers=0, config=MetaWorldConfig(camera="corner2"))
+    observation, _ = env.reset(seed=[0], options={"reset_mask": np.ones(1, bool)})
+    env.close()
+    picture = observation["frames"]["corner2"][0].astype(int)
+    assert picture[:8].std() < 5  # plain sky above
+    assert picture[-16:].std() > 10  # table and pedestal below
+
+
+def test_task_list_is_metaworlds():
+    script = "import sim.gl; sim.gl.ensure_gl(); from metaworld.env_dict import ENV_CLS_MAP; print(*ENV_CLS_MAP)"
+    names = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(names.split()) == set(TASKS)
+    assert all(len(set(phrasings(task))) >= 4 for task in TASKS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tasks": ["drawer-closs-v3"]}, "unknown task 'drawer-closs-v3', did you mean 'drawer-close-v3'?"),
+        ({"tasks": "drawer-close-v3"}, "expected a list of tasks"),
+        ({"tasks": []}, "expected a list of tasks"),
+        ({"tasks": DEMO_TASKS, "source": "imagined"}, "expected source sim or real"),
+        ({"tasks": DEMO_TASKS, "num_envs": 0}, "expected num_envs >= 1"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")) as error:
+        VectorEnv(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MetaWorldConfig(camera="corner9"), "unknown camera 'corner9', did you mean 'corner"),
+        (lambda: MetaWorldConfig(max_episode_steps=400), "at most Meta-World's 500"),
+        (lambda: MetaWorldConfig(image_size=0), "image_size must be at least 1"),
+        (lambda: Perturbation(gain=0), "gain must be above 0"),
+        (lambda: Perturbation(latency=-1), "latency must be 0 or more"),
+        (lambda: ExpertConfig(burst_steps=(3, 2)), "shortest <= longest"),
+    ],
+)
+def test_bad_config_is_one_line(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_stand_in_differs_and_says_so():
+    config = stand_in_config()
+    assert config.perturbation != Perturbation()
+    assert config.camera == MetaWorldConfig().camera
+    assert Source("real") is Source.REAL

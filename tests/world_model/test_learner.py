@@ -1,0 +1,106 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from data.types import UserError
+from world_model.config import ImaginationConfig, WorldModelConfig
+from world_model.learner import WorldModelLearner
+
+TINY = WorldModelConfig(widths=(16, 24), batch=4, success_batch=8, warmup=2)
+
+
+def learner(store, config=TINY, seed=0):
+    return WorldModelLearner(config, spec=store.spec, statistics=store.statistics, seed=seed)
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("objective", ["edm", "regression"])
+def test_resume_equals_uninterrupted(store, objective):
+    config = WorldModelConfig(widths=(16, 24), batch=4, success_batch=8, warmup=2, objective=objective)
+    whole = learner(store, config)
+    whole.fit(store, 4)
+    first = learner(store, config)
+    first.fit(store, 2)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second = learner(store, config, seed=9)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    second.fit(store, 2)
+    a, b = whole.state_dict(), second.state_dict()
+    assert (a.pop("version"), b.pop("version")) == (1, 2)
+    assert same(a, b)
+
+
+def test_fit_reports_quietly_and_reproducibly(store, capfd, recwarn):
+    seen = []
+    metrics = learner(store).fit(store, 4, log=lambda step, values: seen.append((step, dict(values))))
+    assert metrics["world_model/version"] == 1
+    assert np.isfinite(list(metrics.values())).all()
+    assert [step for step, values in seen if "world_model/loss" in values] == [0, 1, 2, 3]
+    again = learner(store)
+    again.fit(store, 4)
+    assert learner(store).fit(store, 4) == metrics
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+    assert [str(w.message) for w in recwarn] == []
+
+
+def test_saved_weights_imagine_the_same(store, tmp_path):
+    fitted = learner(store)
+    fitted.fit(store, 2)
+    fitted.save_pretrained(tmp_path)
+    loaded = WorldModelLearner.from_pretrained(tmp_path)
+    assert loaded.version == 1
+    for index in range(2):
+        for a, b in zip(fitted.film_strip(store, index, 1, 4), loaded.film_strip(store, index, 1, 4), strict=True):
+            assert a.shape == (5, 32, 32, 3)
+            assert np.array_equal(a, b)
+    env, other = (each.imagination(store, ImaginationConfig(), num_envs=2) for each in (fitted, loaded))
+    for each in (env, other):
+        each.reset(seed=[1, 2], options={"reset_mask": np.ones(2, bool)})
+    actions = np.full((2, 2), 0.5, np.float32)
+    for a, b in zip(env.step(actions)[1:4], other.step(actions)[1:4], strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_film_strip_starts_with_the_recorded_frame(store):
+    real, imagined = learner(store).film_strip(store, 0, 2, 100)
+    assert len(real) == len(imagined) == store.episodes.length[0] - 2 + 1
+    assert np.array_equal(real, store.column(0, "rgb_front")[2:])
+    assert np.array_equal(real[0], imagined[0])
+
+
+def test_bad_input_is_one_line(store, tmp_path):
+    with pytest.raises(UserError, match=r"objective: expected one of edm, regression, got 'flow'"):
+        WorldModelConfig(objective="flow")
+    with pytest.raises(UserError, match="no world model at"):
+        WorldModelLearner.from_pretrained(tmp_path)
+    spec = dataclasses.replace(store.spec, image_size=40)
+    with pytest.raises(UserError, match="multiple of 16"):
+        WorldModelLearner(WorldModelConfig(widths=(8,) * 4), spec=spec, statistics=store.statistics, seed=0)
+    with pytest.raises(UserError, match="other shapes"):
+        learner(store).load_state_dict(learner(store, WorldModelConfig(widths=(8, 16))).state_dict())
+
+
+@pytest.mark.slow
+def test_actions_matter_and_success_is_seen_after_a_small_fit(store):
+    config = WorldModelConfig(widths=(16, 24), batch=16, warmup=20, learning_rate=4e-3, ema=0.98)
+    fitted = learner(store, config)
+    fitted.fit(store, 200)
+    result = fitted.evaluate(store, episodes=range(60))
+    assert result["psnr_model_4"] > result["psnr_shuffled_4"] + 1
+    assert result["psnr_model_8"] > result["psnr_copy_8"]
+    assert result["proprio_model_4"] < 0.5 * result["proprio_copy_4"]
+    assert result["success_auroc"] > 0.95
+    assert result["success_ece"] < 0.1

@@ -1,0 +1,1 @@
+"""Policies, objectives, returns, the Fabric learner, and the commands that tie the packages together."""

@@ -1,0 +1,41 @@
+"""``python main.py pretrain``: a policy by behaviour cloning, and log-probs for logs that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.logger import Logger
+
+from data.store import ReplayStore
+from wm_rl.cloning import CloningConfig, clone, label_unknown_behaviour
+from wm_rl.journal import Journal
+from wm_rl.policy import TinyVLA, TinyVLAConfig
+
+
+def pretrain(
+    *,
+    seed: int,
+    folder: str,
+    store: str,
+    policy: TinyVLAConfig,
+    cloning: CloningConfig,
+    runtime: Callable[..., Fabric],
+    logger: Sequence[Logger],
+) -> int:
+    """Clone what the store shows; the policy goes to ``<folder>/policy``."""
+    fabric, run = runtime(), Path(folder)
+    journal = Journal(run, logger, enabled=True)
+    replay = ReplayStore.open(store)
+    learned = TinyVLA(policy, spec=replay.spec, statistics=replay.statistics, seed=seed)
+    with journal.progress("clone", cloning.steps) as bar:
+        def log(step: int, metrics: dict[str, float]) -> None:
+            bar.advance(note=f"accuracy {metrics['accuracy']:.2f}")
+            journal.record("clone", step, metrics)
+
+        clone(learned, replay, cloning, seed=seed, device=fabric.device, log=log)
+    learned.save(run / "policy")
+    labelled = label_unknown_behaviour(learned, replay)
+    journal.say(f"policy: {run / 'policy'}; {labelled} episodes got cloned log-probs")
+    return 0

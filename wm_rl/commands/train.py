@@ -1,0 +1,66 @@
+"""``python main.py train``: the closed loop, then the evaluation of what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.logger import Logger
+
+from data.ingest import IngestConfig
+from data.sampler import ReplayConfig
+from sim.expert import ExpertConfig
+from sim.vector import VectorEnv
+from wm_rl.cloning import CloningConfig
+from wm_rl.evaluation import EvaluationConfig
+from wm_rl.journal import Journal
+from wm_rl.learner import LearnerConfig
+from wm_rl.loop import Loop, LoopConfig
+from wm_rl.objectives import Objective
+from wm_rl.policy import TinyVLAConfig
+from wm_rl.verdict import judge_run
+from world_model.config import ImaginationConfig, WorldModelConfig
+
+
+def train(
+    *,
+    seed: int,
+    resume: str | None,
+    folder: str,
+    loop: LoopConfig,
+    env: Callable[[], VectorEnv],
+    stand_in: Callable[[], VectorEnv],
+    expert: ExpertConfig,
+    logs: IngestConfig,
+    policy: TinyVLAConfig,
+    cloning: CloningConfig,
+    objective: Objective,
+    replay: ReplayConfig,
+    learner: LearnerConfig,
+    world_model: WorldModelConfig,
+    imagination: ImaginationConfig,
+    evaluation: EvaluationConfig,
+    runtime: Callable[..., Fabric],
+    logger: Sequence[Logger],
+) -> int:
+    """Run or resume; 0 when the report is written. ``resume`` was already turned into ``folder`` by the command line."""
+    fabric = runtime()
+    fabric.launch()
+    run = Path(folder)
+    journal = Journal(run, logger, enabled=fabric.is_global_zero)
+    if resume is not None:
+        journal.say(f"going on with {run}")
+    try:
+        closed = Loop(
+            folder=run, seed=seed, config=loop, env=env, stand_in=stand_in, expert=expert, logs=logs, policy=policy,
+            objective=objective, replay=replay, learner=learner, cloning=cloning, world_model=world_model,
+            imagination=imagination, fabric=fabric, journal=journal)
+        closed.run()
+        if fabric.is_global_zero:
+            judge_run(closed, evaluation)
+        fabric.barrier()
+    except KeyboardInterrupt:
+        journal.say(f"\nstopped; nothing saved is lost. Go on with: python main.py train resume={run}")
+        raise
+    return 0

@@ -1,0 +1,79 @@
+"""What a run says: a rich progress line on the terminal, scalars to TensorBoard (or CSV, or W&B), and one JSONL file.
+
+``metrics.jsonl`` in the run folder is the record that reports are made from; loggers are for watching.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import Logger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Journal:
+    """One per run. ``enabled=False`` on ranks other than the first: everything is then silent."""
+
+    def __init__(self, folder: Path, loggers: Sequence[Logger], *, enabled: bool) -> None:
+        """``folder`` receives ``metrics.jsonl``."""
+        self.path, self.loggers, self.enabled = folder / "metrics.jsonl", loggers, enabled
+        self.console = Console(quiet=not enabled)
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal (rich markup)."""
+        self.console.print(text, highlight=False)
+
+    def record(self, kind: str, step: int, metrics: dict[str, float]) -> None:
+        """Append ``{"kind", "step", …}`` to the file, and show the scalars as ``kind/name``."""
+        if not self.enabled:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
+        for logger in self.loggers:
+            logger.log_metrics({f"{kind}/{name}": value for name, value in metrics.items()}, step)
+
+    def rewind(self, steps: dict[str, int]) -> None:
+        """After a resume: drop what was recorded at or after ``steps[kind]``, so that nothing is told twice."""
+        if not self.enabled or not self.path.is_file():
+            return
+        kept = [row for row in self.read() if row["step"] < steps.get(row["kind"], 0)]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.rename(self.path)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole row; a line cut off by a crash is passed over."""
+        if not self.path.is_file():
+            return []
+        rows = []
+        for line in self.path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Bar]:
+        """A progress bar on a terminal; elsewhere one line when it ends."""
+        columns = (SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(bar_width=24),
+                   MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(title, total=total, note="")
+            yield Bar(progress, task)
+
+
+class Bar:
+    """Handle on one progress line."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        """Move on; ``note`` stands at the end of the line."""
+        self._progress.update(self._task, advance=amount, **({} if note is None else {"note": note}))

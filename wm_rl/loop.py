@@ -1,0 +1,384 @@
+"""The closed loop as a list of stages: record, ingest, demonstrate, clone, prefill, fit, improve, evaluate.
+
+Each stage leaves its results in the run's folder and ends with a checkpoint, so a run that was killed anywhere goes on
+from the last whole stage (or, inside ``improve``, from the last whole iteration) as if it had never stopped. Stages
+that use a simulator run on the first rank; updates run on all of them, each drawing its own share of the batch.
+
+    <run>/logs/          what the robot stand-in recorded, as LeRobot files (absent when ``loop.logs`` names yours)
+    <run>/replay.zarr    everything learned from, tagged by source, behaviour and policy version
+    <run>/warm_start/    the cloned policy       <run>/policy/        the trained one
+    <run>/checkpoints/   the resume point        <run>/metrics.jsonl  every number logged
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from rich.markup import escape
+
+
+from data.ingest import IngestConfig, ingest
+from data.lerobot_writer import write_lerobot
+from data.rollout import rollout
+from data.sampler import DecisionSampler, ReplayConfig
+from data.store import ReplayStore
+from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
+from sim.expert import ExpertConfig, ScriptedExpert
+from sim.vector import VectorEnv
+from wm_rl.checkpoint import load_checkpoint, save_checkpoint
+from wm_rl.cloning import CloningConfig, clone, label_unknown_behaviour
+from wm_rl.journal import Journal
+from wm_rl.learner import Learner, LearnerConfig
+from wm_rl.objectives import Objective
+from wm_rl.policy import TinyVLA, TinyVLAConfig, check_compatible
+from wm_rl.seeding import derive, training_episode
+from world_model.config import ImaginationConfig, WorldModelConfig
+from world_model.learner import WorldModelLearner
+
+STAGES = ("record", "ingest", "demonstrate", "clone", "prefill", "fit", "improve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How much of everything."""
+
+    iterations: int
+    episodes_per_iteration: int
+    """Simulated episodes collected before each round of updates."""
+    updates_per_iteration: int
+    logs: str | None
+    """Folder of LeRobot logs; null records the robot stand-in."""
+    log_episodes_per_task: int
+    demonstrations_per_task: int
+    prefill_episodes: int
+    branches_per_iteration: int
+    """Imagined trajectories per iteration."""
+    refit_every: int
+    """Iterations between later fits of the world model."""
+    warm_start: str | None
+    """Folder of a policy to begin from; null clones one from logs and demonstrations."""
+    keep_checkpoints: int
+
+    def __post_init__(self) -> None:
+        """Refuse counts that make no run."""
+        for name in ("iterations", "episodes_per_iteration", "updates_per_iteration", "demonstrations_per_task",
+                     "prefill_episodes", "branches_per_iteration", "refit_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Loop:
+    """One run. ``run()`` does what is left of it."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        seed: int,
+        config: LoopConfig,
+        env: Callable[[], VectorEnv],
+        stand_in: Callable[[], VectorEnv],
+        expert: ExpertConfig,
+        logs: IngestConfig,
+        policy: TinyVLAConfig,
+        objective: Objective,
+        replay: ReplayConfig,
+        learner: LearnerConfig,
+        cloning: CloningConfig,
+        world_model: WorldModelConfig,
+        imagination: ImaginationConfig,
+        fabric: Fabric,
+        journal: Journal,
+    ) -> None:
+        """Nothing is built before it is needed, except what tells early that the settings do not fit."""
+        self.folder, self.seed, self.config = folder, seed, config
+        self.make_env, self.make_stand_in, self.expert = env, stand_in, expert
+        self.logs_config = logs
+        self.policy_config, self.objective, self.replay = policy, objective, replay
+        self.learner_config, self.cloning, self.world_model_config = learner, cloning, world_model
+        self.imagination_config, self.fabric, self.journal = imagination, fabric, journal
+        self.imagines = replay.mix[Source.IMAGINED] > 0
+        self.uses_logs = replay.mix[Source.REAL] > 0
+        self.progress: dict[str, Any] = {"stage": 0, "iteration": 0, "seconds": {}, "position": 0}
+        self.saved: dict[str, Any] = {}
+        self._opened: ReplayStore | None = None
+        self.policy: TinyVLA | None = None
+        self.world_model: WorldModelLearner | None = None
+
+    def run(self) -> None:
+        """All stages that are not done yet."""
+        self._restore()
+        for number in range(self.progress["stage"], len(STAGES) - 1):
+            if self.fabric.is_global_zero:
+                getattr(self, f"_{STAGES[number]}")()
+                self.progress["stage"] = number + 1
+                self._save()
+            self.fabric.barrier()
+        if not self.fabric.is_global_zero:
+            self._restore()
+        self._improve()
+
+    # -- stages, in order -------------------------------------------------------------------------------------------
+
+    def _record(self) -> None:
+        """Log episodes of the robot stand-in as LeRobot files, unless the user brought logs or wants none."""
+        if self.config.logs is not None or not self.uses_logs:
+            return
+        with self._timed("record"), self._closing(self.make_stand_in()) as stand_in:
+            episodes = self.config.log_episodes_per_task * len(stand_in.tasks)
+            expert = ScriptedExpert(stand_in, self.expert)
+            recorded = self._roll(stand_in, expert, episodes, "record", title="stand-in logs")
+            write_lerobot(self.folder / "logs", recorded, spec=stand_in.spec, statistics=stand_in.statistics,
+                          fps=stand_in.spec.control_hz, version="v2.1")
+        self._report_success("the robot stand-in recorded", recorded)
+
+    def _ingest(self) -> None:
+        """Logs become episodes of source ``real``; behaviour unknown until a clone estimates it."""
+        store = self._create_store()
+        if not self.uses_logs:
+            self.journal.say("replay.mix.real=0: no logs are used")
+            return
+        with self._timed("ingest"):
+            source = Path(self.config.logs) if self.config.logs is not None else self.folder / "logs"
+            report = ingest(source, store.path, self.logs_config)
+            store.refresh()
+        for line in report.lines():
+            self.journal.say(escape(line))
+
+    def _demonstrate(self) -> None:
+        """The scripted expert shows each task in the simulator."""
+        with self._timed("demonstrate"), self._closing(self.make_env()) as env:
+            episodes = self.config.demonstrations_per_task * len(env.tasks)
+            expert = ScriptedExpert(env, self.expert)
+            shown = self._roll(env, expert, episodes, "demonstrate", title="demonstrations")
+            self.store().append(shown)
+        self._report_success("the scripted expert showed", shown)
+
+    def _clone(self) -> None:
+        """A warm start: cloned here, or read from a folder. It also labels whatever came without log-probs."""
+        store = self.store()
+        with self._timed("clone"):
+            policy = self._warm_policy(store)
+            policy.save(self.folder / "warm_start")
+            labelled = label_unknown_behaviour(policy, store)
+        self.policy = policy
+        self.journal.say(f"{labelled} logged and shown episodes got log-probs from the clone (tagged cloned)")
+
+    def _prefill(self) -> None:
+        """The warm start acts, so that replay holds what the policy itself does."""
+        with self._timed("prefill"), self._closing(self.make_env()) as env:
+            acted = self._roll(env, self._policy(), self.config.prefill_episodes, "prefill", title="prefill")
+            self.store().append(acted)
+        self._report_success("the warm start acted", acted)
+
+    def _fit(self) -> None:
+        """First fit of the world model and the success model."""
+        if not self.imagines:
+            self.journal.say("replay.mix.imagined=0: no world model is trained")
+            return
+        with self._timed("world_model"):
+            store = self.store()
+            self.world_model = WorldModelLearner(
+                self.world_model_config, spec=store.spec, statistics=store.statistics, seed=self.seed,
+                device=str(self.fabric.device))
+            self._fit_world_model(self.world_model_config.steps, "world model")
+
+    def _improve(self) -> None:
+        """Collect, refit, imagine, update; a checkpoint after every iteration."""
+        store = self.store()
+        policy = self._policy()
+        learner = Learner(self.learner_config, fabric=self.fabric, policy=policy,
+                          reference=TinyVLA.load(self.folder / "warm_start"), objective=self.objective)
+        if "learner" in self.saved:
+            learner.load_state_dict(self.saved["learner"])
+        sampler = DecisionSampler(store, self.replay, chunk=policy.chunk, seed=self.seed)
+        first, last = self.progress["iteration"], self.config.iterations
+        main = self.fabric.is_global_zero
+        env = self.make_env() if main and first < last else None
+        try:
+            with self.journal.progress("improve", last - first) as bar:
+                for iteration in range(first, last):
+                    if main:
+                        solved = self._gather(env, policy, store, iteration)
+                    self.fabric.barrier()
+                    store.refresh()
+                    metrics = self._update(learner, sampler, iteration)
+                    if main:
+                        metrics |= solved
+                        self.journal.record("train", iteration, metrics)
+                        self.progress["iteration"] = iteration + 1
+                        self._save(learner)
+                        bar.advance(note=f"success {metrics['collected_success']:.2f}")
+        finally:
+            if env is not None:
+                env.close()
+        if main:
+            policy.save(self.folder / "policy")
+
+    # -- parts of an iteration --------------------------------------------------------------------------------------
+
+    def _gather(self, env: VectorEnv, policy: TinyVLA, store: ReplayStore, iteration: int) -> dict[str, float]:
+        """Fresh simulation, and trajectories imagined from what is stored. Returns what the policy achieved."""
+        config = self.config
+        with self._timed("collect"):
+            acted = self._roll(env, policy, config.episodes_per_iteration, "collect", iteration)
+            store.append(acted)
+        metrics = {"collected_success": _success_rate(acted), "control_steps": sum(map(len, acted))}
+        if not self.imagines:
+            return metrics
+        if iteration > 0 and iteration % config.refit_every == 0:
+            with self._timed("world_model"):
+                self._fit_world_model(self.world_model_config.round_steps, None)
+        with self._timed("imagine"):
+            dream = self.world_model.imagination(
+                store, self.imagination_config, num_envs=config.branches_per_iteration)
+            imagined = self._roll(dream, policy, config.branches_per_iteration, "imagine", iteration)
+            store.append(imagined)
+        return metrics | {
+            "imagined_success": _success_rate(imagined), "imagined_steps": sum(map(len, imagined)),
+            "imagined_uncertainty": sum(float(t.uncertainty.mean()) for t in imagined) / len(imagined),
+            "imagined_return": sum(float(t.reward.sum()) for t in imagined) / len(imagined)}
+
+    def _update(self, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
+        """Mean metrics of this iteration's updates."""
+        updates = self.config.updates_per_iteration
+        rows = []
+        with self._timed("update"):
+            for i in range(updates):
+                batch = sampler.sample(iteration * updates + i, rank=self.fabric.global_rank,
+                                       world_size=self.fabric.world_size)
+                rows.append(learner.update(to_torch(batch, self.fabric.device)))
+        names = dict.fromkeys(name for row in rows for name in row)
+        # A source's share is 0 in an update that did not draw it; any other metric is a mean over where it was seen.
+        return {name: sum(row[name] for row in rows if name in row)
+                / (len(rows) if name.startswith("gradient_share") else sum(name in row for row in rows))
+                for name in names}
+
+    def _fit_world_model(self, steps: int, title: str | None) -> None:
+        model, store = self.world_model, self.store()
+        before = model.version
+        if title is None:
+            metrics = model.fit(store, steps)
+        else:
+            with self.journal.progress(title, steps) as bar:
+                metrics = model.fit(store, steps, log=lambda step, values: bar.advance())
+        self.journal.record("world_model", before, metrics)
+
+    def _warm_policy(self, store: ReplayStore) -> TinyVLA:
+        if self.config.warm_start is not None:
+            policy = TinyVLA.load(Path(self.config.warm_start))
+            check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
+            policy.version = 0
+            return policy
+        policy = TinyVLA(self.policy_config, spec=store.spec, statistics=store.statistics, seed=self.seed)
+        with self.journal.progress("clone", self.cloning.steps) as bar:
+            def log(step: int, metrics: dict[str, float]) -> None:
+                bar.advance(note=f"accuracy {metrics['accuracy']:.2f}")
+                self.journal.record("clone", step, metrics)
+
+            clone(policy, store, self.cloning, seed=self.seed, device=self.fabric.device, log=log)
+        return policy
+
+    def _roll(
+        self, env: Env, policy: Policy, episodes: int, purpose: str, number: int = 0, *, title: str | None = None
+    ) -> list[Trajectory]:
+        """``episodes`` training episodes, dealt over the rows of ``env``; ``purpose`` and ``number`` seed them."""
+        seeds: list[list[int]] = [[] for _ in range(env.num_envs)]
+        for i in range(episodes):
+            seeds[i % env.num_envs].append(training_episode(self.seed, purpose, number, i))
+        trajectories = rollout(env, policy, seeds, sample=True)
+        if title is None:
+            return list(trajectories)
+        done = []
+        with self.journal.progress(title, episodes) as bar:
+            for trajectory in trajectories:
+                done.append(trajectory)
+                bar.advance()
+        return done
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def _save(self, learner: Learner | None = None) -> None:
+        """The one resume point. Called by the first rank only."""
+        self.progress["position"] = self.store().position if self._has_store() else 0
+        state: dict[str, Any] = {"progress": self.progress, "rng": torch.get_rng_state()}
+        if self.policy is not None:
+            state["policy"] = self.policy.state_dict()
+        if learner is not None:
+            state["learner"] = learner.state_dict()
+        if self.world_model is not None:
+            state["world_model"] = self.world_model.state_dict()
+        number = self.progress["stage"] * 1_000_000 + self.progress["iteration"]
+        save_checkpoint(self.folder / "checkpoints", number, state, keep=self.config.keep_checkpoints)
+
+    def _restore(self) -> None:
+        """Go back to the last resume point: models, counters, and the store as it was then."""
+        state = load_checkpoint(self.folder / "checkpoints")
+        if state is None:
+            return
+        self.progress, self.saved = state["progress"], state
+        torch.set_rng_state(state["rng"])
+        if self._has_store() and self.fabric.is_global_zero:
+            self.store().rollback(self.progress["position"])
+        if "policy" in state:
+            self.policy = TinyVLA.load(self.folder / "warm_start")
+            self.policy.load_state_dict(state["policy"])
+        if "world_model" in state and self.fabric.is_global_zero:
+            store = self.store()
+            self.world_model = WorldModelLearner(
+                self.world_model_config, spec=store.spec, statistics=store.statistics, seed=self.seed,
+                device=str(self.fabric.device))
+            self.world_model.load_state_dict(state["world_model"])
+        self.journal.rewind({"train": self.progress["iteration"], "clone": self.cloning.steps
+                             if self.progress["stage"] > STAGES.index("clone") else 0,
+                             "world_model": self.world_model.version if self.world_model is not None else 0})
+
+    def _create_store(self) -> ReplayStore:
+        """A new store for this run; what a killed first attempt left behind is opened and rolled back instead."""
+        if self._has_store():
+            store = self.store()
+            store.rollback(0)
+            return store
+        with self._closing(self.make_env()) as env:
+            self._opened = ReplayStore.create(self.folder / "replay.zarr", spec=env.spec, statistics=env.statistics,
+                                              embodiment=env.embodiment)
+        return self._opened
+
+    def _has_store(self) -> bool:
+        return (self.folder / "replay.zarr" / "zarr.json").is_file()
+
+    def store(self) -> ReplayStore:
+        if self._opened is None:
+            self._opened = ReplayStore.open(self.folder / "replay.zarr")
+        return self._opened
+
+    def _policy(self) -> TinyVLA:
+        assert self.policy is not None, "the clone stage comes first"
+        return self.policy
+
+    def _report_success(self, what: str, trajectories: list[Trajectory]) -> None:
+        self.journal.say(f"{what} {len(trajectories)} episodes, {_success_rate(trajectories):.0%} successful")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.progress["seconds"][name] = self.progress["seconds"].get(name, 0.0) + time.perf_counter() - begun
+
+    @contextmanager
+    def _closing(self, env: VectorEnv) -> Iterator[VectorEnv]:
+        try:
+            yield env
+        finally:
+            env.close()
+
+
+def _success_rate(trajectories: list[Trajectory]) -> float:
+    return sum(t.success == "yes" for t in trajectories) / max(len(trajectories), 1)

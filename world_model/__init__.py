@@ -1,0 +1,1 @@
+"""The video world model, its success model, and imagination as an Env."""

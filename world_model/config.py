@@ -1,0 +1,106 @@
+"""Knobs of the world model and of imagination."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from data.types import Source, UserError
+from world_model.pipeline import OBJECTIVES
+
+PRECISIONS = ("bf16-mixed", "32-true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """The video model, the success model, and how both are fitted."""
+
+    context: int = 4
+    """Past frames, actions and proprio that the model sees."""
+    widths: tuple[int, ...] = (48, 64, 96)
+    """Channels of the U-Net's levels; multiples of 8."""
+    layers_per_block: int = 1
+    pixel_unshuffle: int = 2
+    objective: str = "edm"
+    """``edm``: diffusion; ``regression``: the same network without noise, asked once."""
+    inference_steps: int = 1
+    sigma_data: float = 0.5
+    sigma_max: float = 20.0
+    """Noise that sampling starts from, in units of [-1, 1] pixels."""
+    sigma_log_mean: float = -0.4
+    sigma_log_std: float = 1.2
+    start_share: float = 0.9
+    """Share of training rows at ``sigma_max``, where one-step sampling lives; the rest is EDM's log-normal."""
+    context_noise: float = 0.1
+    """Largest noise level on context frames in training; each row draws its own, and the model is told."""
+    batch: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup: int = 50
+    """Steps over which the learning rate rises from 0, once in a learner's life."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.99
+    """Decay of the averaged weights that predict, reached gradually; 0 uses the latest weights."""
+    precision: str = "bf16-mixed"
+    sources: Mapping[str, float] = field(default_factory=lambda: {"sim": 1.0, "real": 1.0})
+    """Weight of each source in a batch."""
+    steps: int = 400
+    """Gradient steps of the first fit."""
+    round_steps: int = 100
+    """Gradient steps of each later fit."""
+    success_ratio: float = 1.0
+    """Gradient steps of the success model per step of the video model."""
+    success_batch: int = 32
+    success_learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _choice("objective", self.objective, OBJECTIVES)
+        _choice("precision", self.precision, PRECISIONS)
+        for name in ("context", "layers_per_block", "pixel_unshuffle", "inference_steps", "batch", "success_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "steps", "round_steps", "success_ratio", "context_noise"):
+            if getattr(self, name) < 0:
+                raise UserError(f"world_model.{name}: expected at least 0, got {getattr(self, name)}")
+        if not self.widths or any(width % 8 or width < 8 for width in self.widths):
+            raise UserError(f"world_model.widths: expected multiples of 8, got {list(self.widths)}")
+        for name in ("start_share", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"world_model.{name}: expected a number in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImaginationConfig:
+    """How a policy is let loose in the model."""
+
+    horizon: int = 8
+    """Control steps until truncation."""
+    success_threshold: float = 0.9
+    """Probability of success from which a frame counts."""
+    success_frames: int = 2
+    """Consecutive imagined frames that must count before the episode terminates."""
+    sources: tuple[str, ...] = ("sim", "real")
+    """Where branch points come from. Never ``imagined``: errors would feed on themselves."""
+    newest: int | None = None
+    """Branch from the newest so many episodes of each source; None: from all."""
+    inference_steps: int = 1
+    micro_batch: int = 16
+    """Rows per forward pass, padded: what a row imagines then never depends on its neighbours."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "success_frames", "inference_steps", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"imagination.{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 < self.success_threshold < 1:
+            raise UserError(f"imagination.success_threshold: expected a number in (0, 1), got {self.success_threshold}")
+        if self.newest is not None and self.newest < 1:
+            raise UserError(f"imagination.newest: expected at least 1 or null, got {self.newest}")
+        allowed = (Source.SIM.value, Source.REAL.value)
+        if not self.sources or any(source not in allowed for source in self.sources):
+            raise UserError(f"imagination.sources: expected some of sim and real, got {list(self.sources)}")
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"world_model.{name}: expected one of {', '.join(choices)}, got {value!r}")

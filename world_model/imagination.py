@@ -1,0 +1,209 @@
+"""Imagination as an ``Env``: a policy acts inside the world model, from real states that the store holds.
+
+Row ``i``'s seed alone decides the branch point (a step drawn uniformly from the recorded episodes) and the noise.
+Errors of the model grow with every step, so episodes are short and the uncertainty accumulates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.store import ReplayStore
+from data.text import tokenize
+from data.types import Source, UserError
+from world_model.config import ImaginationConfig
+from world_model.pipeline import WorldModelPipeline
+from world_model.rollout import CARRIED, read_context
+from world_model.success import SuccessModel
+from world_model.training import keyed_generator, split_cameras
+
+BRANCH_STREAM, NOISE_STREAM = 21, 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """Where an imagined episode leaves the recorded one."""
+
+    episode: int
+    step: int
+    provenance: Mapping[str, Any]
+    """Segment, row in the segment and step: what finds it again after the store has grown."""
+
+
+class ImaginationEnv:
+    """Satisfies ``data.types.Env``; all rows that are not parked share forward passes on the model's device.
+
+    Reward is the change of the probability of success from one frame to the next. An episode terminates, with
+    success, once ``success_frames`` consecutive imagined frames reach ``success_threshold``, and is truncated after
+    ``horizon`` steps. ``info["uncertainty"]`` is the error that the model expects of the frame, in units of its typical
+    one-step error: about 1 after one step, and growing with the steps that led to it (``rollout.CARRIED``).
+    ``info["branch"]`` says where each row branched. Actions are clipped to [-1, 1].
+    """
+
+    source = Source.IMAGINED
+
+    def __init__(
+        self,
+        store: ReplayStore,
+        pipeline: WorldModelPipeline,
+        success: SuccessModel,
+        config: ImaginationConfig,
+        *,
+        num_envs: int,
+        version: int,
+    ) -> None:
+        """Branch points are taken from what ``store`` shows now. Raises ``UserError`` when it has none."""
+        self.store, self.pipeline, self.success, self.config = store, pipeline, success, config
+        self.num_envs, self.spec, self.statistics = num_envs, store.spec, store.statistics
+        self.embodiment, self.max_episode_steps = store.embodiment, config.horizon
+        self.metadata: dict[str, Any] = {"autoreset_mode": "disabled", "render_fps": store.spec.control_hz}
+        self.world_model_version = version
+        self.provenance: Mapping[str, Any] = {
+            "simulator": "world model",
+            "clock": "control steps",
+            "world_model_version": version,
+            "store_position": store.position,
+            "imagination": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()},
+        }
+        self._episodes = self._eligible()
+        self._ends = np.cumsum(store.episodes.length[self._episodes])
+        context, size, channels = pipeline.unet.config["context"], store.spec.image_size, 3 * len(store.spec.cameras)
+        n = num_envs
+        self._frames = torch.zeros(n, context, channels, size, size, dtype=torch.uint8)
+        self._proprio = torch.zeros(n, context, store.spec.proprio_dim)
+        self._actions = torch.zeros(n, context - 1, store.spec.action_dim)
+        self._probability, self._carried, self._uncertainty = np.zeros((3, n))
+        self._age, self._streak = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._terminated, self._truncated = np.zeros(n, bool), np.zeros(n, bool)
+        self._running = np.zeros(n, bool)
+        self._generators = [torch.Generator() for _ in range(n)]
+        self._branches: list[Branch | None] = [None] * n
+        self._instruction, self._task = [""] * n, [""] * n
+
+    def branch(self, seed: int) -> Branch:
+        """Where the episode of this seed branches."""
+        rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, BRANCH_STREAM]))
+        place = int(rng.integers(self._ends[-1]))
+        which = int(np.searchsorted(self._ends, place, side="right"))
+        episode = int(self._episodes[which])
+        step = place - (int(self._ends[which - 1]) if which else 0)
+        table = self.store.episodes
+        where = {"segment": str(table.segment[episode]), "row": int(table.row[episode]), "step": step}
+        return Branch(episode=episode, step=step, provenance=where)
+
+    def reset(self, *, seed: Sequence[int | None], options: Mapping[str, Any]) -> tuple[dict, dict]:
+        """Branch the masked rows anew. Raises ``ValueError`` for a masked row without a seed."""
+        rows = np.flatnonzero(np.asarray(options["reset_mask"], bool))
+        for row in rows.tolist():
+            given = seed[row]
+            if given is None:
+                raise ValueError(f"expected a seed for row {row}, which is to be reset, got None")
+            branch = self.branch(given)
+            context = read_context(self.store, branch.episode, branch.step, self._frames.shape[1])
+            self._frames[row], self._proprio[row] = context.frames, context.proprio
+            self._actions[row] = context.actions
+            self._generators[row] = keyed_generator(given, NOISE_STREAM)
+            self._branches[row] = branch
+            self._instruction[row] = str(self.store.episodes.instruction[branch.episode])
+            self._task[row] = str(self.store.episodes.task[branch.episode])
+        self._carried[rows], self._uncertainty[rows], self._age[rows], self._streak[rows] = 0, 0, 0, 0
+        self._terminated[rows], self._truncated[rows], self._running[rows] = False, False, True
+        for part in self._parts(rows):
+            self._probability[part.rows] = self._judge(part)
+        return self._observation(), self._info()
+
+    def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Imagine one control step of every row that is not parked."""
+        reward = np.zeros(self.num_envs, np.float32)
+        rows = np.flatnonzero(self._running)
+        self._age[rows] += 1
+        taken = torch.from_numpy(np.clip(np.asarray(actions, np.float32), -1, 1))
+        for part in self._parts(rows):
+            self._imagine(part, taken)
+            probability = self._judge(part)
+            reward[part.rows] = probability - self._probability[part.rows]
+            self._probability[part.rows] = probability
+        counts = self._probability[rows] >= self.config.success_threshold
+        self._streak[rows] = np.where(counts, self._streak[rows] + 1, 0)
+        self._terminated[rows] = self._streak[rows] >= self.config.success_frames
+        self._truncated[rows] = (self._age[rows] >= self.config.horizon) & ~self._terminated[rows]
+        self._running = self._running & ~self._terminated & ~self._truncated
+        return self._observation(), reward, self._terminated.copy(), self._truncated.copy(), self._info()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _eligible(self) -> np.ndarray:
+        """Episodes to branch from: recorded, and among the newest of their source."""
+        table, newest = self.store.episodes, self.config.newest
+        chosen = [np.flatnonzero(table.source == source) for source in self.config.sources]
+        episodes = np.concatenate([indices if newest is None else indices[-newest:] for indices in chosen])
+        if len(episodes) == 0:
+            raise UserError(
+                f"imagination branches from recorded episodes of {' or '.join(self.config.sources)}, but the replay "
+                f"store {self.store.path} has none; collect or ingest some first"
+            )
+        return episodes
+
+    def _parts(self, rows: np.ndarray) -> list[_Part]:
+        """Rows in groups of ``micro_batch``, the last one padded by repeating its first row."""
+        size = self.config.micro_batch
+        groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return [_Part(rows=g, padded=np.concatenate([g, np.full(size - len(g), g[0], g.dtype)])) for g in groups]
+
+    def _imagine(self, part: _Part, taken: Tensor) -> None:
+        rows, count = part.padded, len(part.rows)
+        actions = torch.cat([self._actions[rows], taken[rows][:, None]], dim=1)
+        spare = [torch.Generator().manual_seed(0) for _ in rows[count:]]
+        output = self.pipeline(
+            self._frames[rows],
+            actions,
+            self._proprio[rows],
+            [self._instruction[row] for row in rows],
+            [self._generators[row] for row in part.rows] + spare,
+            num_inference_steps=self.config.inference_steps,
+        )
+        rows = part.rows
+        self._frames[rows] = torch.cat([self._frames[rows][:, 1:], output.frames[:count, None].cpu()], dim=1)
+        self._proprio[rows] = torch.cat([self._proprio[rows][:, 1:], output.proprio[:count, None].cpu()], dim=1)
+        self._actions[rows] = actions[:count, 1:]
+        square = output.error[:count].double().cpu().numpy() ** 2
+        self._uncertainty[rows] = np.sqrt(square + self._carried[rows])
+        self._carried[rows] += CARRIED * square
+
+    @torch.inference_mode()
+    def _judge(self, part: _Part) -> np.ndarray:
+        """Probability of success in the newest frames ``[rows]``."""
+        device = self.pipeline.device
+        tokens = torch.tensor([tokenize(self._instruction[row]) for row in part.padded], device=device)
+        probability = self.success(self._frames[part.padded, -1].to(device), tokens)
+        return probability[: len(part.rows)].double().cpu().numpy()
+
+    def _observation(self) -> dict[str, Any]:
+        frames = split_cameras(self._frames[:, -1], self.spec.cameras)
+        return {"frames": frames, "proprio": self._proprio[:, -1].numpy().copy()}
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "instruction": list(self._instruction),
+            "task": list(self._task),
+            "success": self._terminated.copy(),
+            "uncertainty": self._uncertainty.astype(np.float32),
+            "time": self._age / self.spec.control_hz,
+            "probability": self._probability.astype(np.float32),
+            "branch": [dict(branch.provenance) if branch else {} for branch in self._branches],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Rows that share a forward pass, and the same padded to its size."""
+
+    rows: np.ndarray
+    padded: np.ndarray

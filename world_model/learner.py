@@ -1,0 +1,313 @@
+"""The world model as a training loop holds it: fit, imagine, evaluate, save and resume."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+
+from data.store import ReplayStore
+from data.types import Spec, Statistics, UserError
+from world_model.config import ImaginationConfig, WorldModelConfig
+from world_model.evaluation import evaluate_success, evaluate_video
+from world_model.imagination import ImaginationEnv
+from world_model.model import ActionUNet
+from world_model.pipeline import WorldModelPipeline
+from world_model.quiet import quiet
+from world_model.rollout import open_loop, read_context
+from world_model.success import SuccessModel
+from world_model.training import StoreDataModule, SuccessModule, SuccessSampler, VideoModule, VideoSampler, fit
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+class WorldModelLearner:
+    """Video model, success model, their optimisers and counters."""
+
+    def __init__(
+        self,
+        config: WorldModelConfig,
+        *,
+        spec: Spec,
+        statistics: Statistics,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Draw the initial weights from ``seed``. Raises ``UserError`` when frames do not fit the U-Net."""
+        grid = config.pixel_unshuffle * 2 ** (len(config.widths) - 1)
+        if spec.image_size % grid:
+            raise UserError(
+                f"the world model needs image_size to be a multiple of {grid} (pixel_unshuffle, halved once per level),"
+                f" got {spec.image_size}; choose another size or fewer world_model.widths"
+            )
+        self.config, self.spec, self.statistics, self.seed = config, spec, statistics, seed
+        self.device = torch.device(device)
+        self.version = 0
+        """Number of fits."""
+        self._cached: WorldModelPipeline | None = None
+        with torch.random.fork_rng(devices=[]), quiet():
+            torch.manual_seed(seed)
+            unet = ActionUNet(
+                cameras=len(spec.cameras),
+                image_size=spec.image_size,
+                action_dim=spec.action_dim,
+                proprio_dim=spec.proprio_dim,
+                proprio_mean=statistics.proprio_mean.tolist(),
+                proprio_std=statistics.proprio_std.tolist(),
+                context=config.context,
+                widths=tuple(config.widths),
+                layers_per_block=config.layers_per_block,
+                pixel_unshuffle=config.pixel_unshuffle,
+                sigma_data=config.sigma_data,
+            )
+            self._video = VideoModule(config, unet, seed)
+            self._success = SuccessModule(config, SuccessModel(cameras=len(spec.cameras)))
+
+    def fit(self, store: ReplayStore, steps: int, *, log: Log | None = None) -> dict[str, float]:
+        """Train the video model for ``steps`` and the success model for ``success_ratio`` times as many.
+
+        Continues from this learner's own optimisers and counters. ``log(step, metrics)`` is called after every step.
+        Returns the means of the metrics over the last quarter of the steps, and how many were made of each kind. The
+        success model is left alone while the store has no frame that shows success, or none that does not.
+
+        Raises:
+            UserError: when a source with a weight has no episodes, or the store has other cameras or dimensions.
+
+        """
+        if store.spec.to_dict() != self.spec.to_dict():
+            raise UserError(f"the world model was made for {self.spec}, the replay store {store.path} has {store.spec}")
+        config, history = self.config, _History(log)
+        video = VideoSampler(store, config, self.seed)
+        success = SuccessSampler(store, sources=config.sources, seed=self.seed)
+        self._cached = None
+        self._run(self._video, video, steps, config.batch, history)
+        success_steps = round(steps * config.success_ratio) if success.usable else 0
+        if success_steps:
+            self._success.model.prior.fill_(success.prior)
+            self._run(self._success, success, success_steps, config.success_batch, history)
+        self.version += 1
+        return {
+            **history.means(),
+            "world_model/steps": float(self._video.steps),
+            "world_model/success_steps": float(self._success.steps),
+            "world_model/version": float(self.version),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, averaged weights, optimisers and counters: tensors and plain values only, copied to the CPU."""
+        state = {
+            "version": self.version,
+            "seed": self.seed,
+            "steps": self._video.steps,
+            "success_steps": self._success.steps,
+            "video": self._video.unet.state_dict(),
+            "average": self._video.average.state_dict(),
+            "success": self._success.model.state_dict(),
+            "video_optimizer": self._video.optimizer.state_dict(),
+            "success_optimizer": self._success.optimizer.state_dict(),
+        }
+        return _to_cpu(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the learner that wrote ``state`` stood. Raises ``UserError`` for another architecture."""
+        try:
+            self._video.unet.load_state_dict(state["video"])
+            self._video.average.load_state_dict(state["average"])
+            self._success.model.load_state_dict(state["success"])
+        except RuntimeError as error:
+            raise UserError(
+                "the checkpoint's world model has other shapes than world_model.* and the store ask for; "
+                "use the configuration and the store that it was trained with"
+            ) from error
+        self._video.optimizer.load_state_dict(copy.deepcopy(state["video_optimizer"]))
+        self._success.optimizer.load_state_dict(copy.deepcopy(state["success_optimizer"]))
+        self._video.steps, self._success.steps = state["steps"], state["success_steps"]
+        self.version, self.seed = state["version"], state["seed"]
+        self._video.seed = self.seed
+        self._cached = None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what predicts (averaged weights) as diffusers folders ``video/`` and ``success/``, and a JSON."""
+        folder = Path(folder)
+        with quiet():
+            pipeline = self._new_pipeline(torch.float32)
+            pipeline.save_pretrained(folder / "video")
+            self._success.model.save_pretrained(folder / "success")
+        facts = {
+            "version": self.version,
+            "seed": self.seed,
+            "config": dataclasses.asdict(self.config),
+            "spec": self.spec.to_dict(),
+            "statistics": self.statistics.to_dict(),
+        }
+        (folder / "world_model.json").write_text(json.dumps(facts, indent=1))
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -> WorldModelLearner:
+        """Load what ``save_pretrained`` wrote, with fresh optimisers. Raises ``UserError`` when there is nothing."""
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / "world_model.json").read_text())
+        except (OSError, ValueError):
+            raise UserError(f"no world model at {folder}: expected a folder with world_model.json") from None
+        values = facts["config"]
+        config = WorldModelConfig(**{**values, "widths": tuple(values["widths"])})
+        spec, statistics = Spec.from_dict(facts["spec"]), Statistics.from_dict(facts["statistics"])
+        learner = WorldModelLearner(config, spec=spec, statistics=statistics, seed=facts["seed"], device=device)
+        with quiet():
+            pipeline = WorldModelPipeline.from_pretrained(folder / "video")
+            success = SuccessModel.from_pretrained(folder / "success")
+        learner._video.unet.load_state_dict(pipeline.unet.state_dict())
+        learner._video.average.load_state_dict(pipeline.unet.state_dict())
+        learner._success.model.load_state_dict(success.state_dict())
+        learner.version = facts["version"]
+        return learner
+
+    def pipeline(self) -> WorldModelPipeline:
+        """Give the model that predicts, in the precision of ``config``: a copy that later fits leave alone."""
+        if self._cached is None:
+            bf16 = self.config.precision.startswith("bf16")
+            with quiet():
+                self._cached = self._new_pipeline(torch.bfloat16 if bf16 else torch.float32)
+        return self._cached
+
+    def success_model(self) -> SuccessModel:
+        """Copy the success model to this learner's device."""
+        with quiet():
+            model = copy.deepcopy(self._success.model).eval().requires_grad_(False)
+            return model.to(self.device, memory_format=torch.channels_last)
+
+    def imagination(self, store: ReplayStore, config: ImaginationConfig, *, num_envs: int) -> ImaginationEnv:
+        """Environments in this model as it is now, branching from what ``store`` shows now."""
+        return ImaginationEnv(
+            store,
+            self.pipeline(),
+            self.success_model(),
+            config,
+            num_envs=num_envs,
+            version=self.version,
+        )
+
+    def film_strip(
+        self, store: ReplayStore, episode_index: int, start: int, steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Record and imagination side by side: ``uint8 [t, h, w, 3]`` each of the first camera, from the same frame on.
+
+        Open loop with the recorded actions; ``t`` is ``steps`` + 1, fewer where the episode ends earlier.
+        """
+        camera = self.spec.cameras[0]
+        steps = min(steps, int(store.episodes.length[episode_index]) - start)
+        if start < 0 or steps < 1:
+            raise UserError(f"episode {episode_index} has no step after {start}; choose an earlier start")
+        real = store.column(episode_index, f"rgb_{camera}")[start : start + steps + 1].copy()
+        actions = torch.from_numpy(store.column(episode_index, "action")[start : start + steps].copy())
+        imagined = open_loop(
+            self.pipeline(),
+            [read_context(store, episode_index, start, self.config.context)],
+            actions[None],
+            [str(store.episodes.instruction[episode_index])],
+            generator=torch.Generator().manual_seed(self.seed),
+            inference_steps=self.config.inference_steps,
+        )
+        frames = imagined.frames[0, :, :3].movedim(1, -1).numpy()
+        return real, np.concatenate([real[:1], frames])
+
+    def evaluate(
+        self, store: ReplayStore, *, episodes: Sequence[int], starts: int = 64, seed: int = 0
+    ) -> dict[str, float]:
+        """Quality on episodes that were not fitted on: see ``evaluate_video`` and ``evaluate_success``."""
+        with quiet():
+            video = evaluate_video(
+                store,
+                self.pipeline(),
+                episodes=episodes,
+                starts=starts,
+                seed=seed,
+                context=self.config.context,
+                inference_steps=self.config.inference_steps,
+                )
+            success = evaluate_success(store, self.success_model(), episodes=episodes, device=self.device)
+        return {**video, **success}
+
+    def _run(
+        self,
+        module: VideoModule | SuccessModule,
+        sampler: VideoSampler | SuccessSampler,
+        steps: int,
+        batch: int,
+        history: _History,
+    ) -> None:
+        if steps < 1:
+            return
+        history.begin(steps)
+        module.log_to = history
+        data = StoreDataModule(sampler, first=module.steps, steps=steps, batch=batch)
+        try:
+            with quiet(), _interruptible():
+                fit(module, data, config=self.config, device=self.device)
+        finally:
+            module.log_to = None
+
+    def _new_pipeline(self, dtype: torch.dtype) -> WorldModelPipeline:
+        config = self.config
+        source = self._video.average if config.ema > 0 else self._video.unet
+        unet = copy.deepcopy(source).eval().requires_grad_(False).cast(dtype)
+        unet = unet.to(self.device, memory_format=torch.channels_last)
+        scheduler = EDMEulerScheduler(sigma_max=config.sigma_max, sigma_data=config.sigma_data)
+        return WorldModelPipeline(unet=unet, scheduler=scheduler, objective=config.objective)
+
+
+class _History:
+    """Forwards metrics and keeps the last quarter of each kind of fit."""
+
+    def __init__(self, log: Log | None) -> None:
+        self._log, self._steps, self._seen = log, 0, 0
+        self._rows: list[Mapping[str, float]] = []
+
+    def begin(self, steps: int) -> None:
+        self._steps, self._seen = steps, 0
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._seen += 1
+        if self._seen > self._steps * 3 // 4:
+            self._rows.append(metrics)
+        if self._log is not None:
+            self._log(step, metrics)
+
+    def means(self) -> dict[str, float]:
+        names = sorted({name for row in self._rows for name in row})
+        return {name: float(np.mean([row[name] for row in self._rows if name in row])) for name in names}
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C reaches the caller: Lightning would swallow it, ignore the next one, and exit."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_cpu(item) for item in value]
+    return value

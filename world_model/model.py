@@ -1,0 +1,163 @@
+"""The video model: a diffusers U-Net that denoises the next frame given past frames, actions, proprio and a sentence.
+
+Axes: ``b`` batch, ``t`` context steps, ``c`` cameras times 3 (cameras are stacked on channels), ``h w`` pixels,
+``a`` action dimensions, ``p`` proprio dimensions, ``l`` tokens. Pixels are in [-1, 1]. Context frame ``i`` is where
+context action ``i`` was taken, so the last action leads from the last context frame to the frame that is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+NOISE_EMBEDDING_SCALE = 10.0
+"""Stretches ``log(sigma) / 4`` (about -1.5 to 0.8) over the sinusoids of the U-Net's time embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model says of the next control step."""
+
+    frame: Float[Tensor, "b c h w"]
+    """Denoised next frame, about [-1, 1], float32."""
+    proprio: Float[Tensor, "b p"]
+    """Next proprio in the robot's units."""
+    error: Float[Tensor, " b"]
+    """Expected root mean square error of ``frame``, in units of [-1, 1] pixels."""
+
+
+class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' idiom
+    """EDM denoiser ``D(x; sigma)`` (Karras et al. 2022, arXiv:2206.00364) around ``UNet2DModel``.
+
+    The embedding of actions, proprio, instruction and context noise goes in as ``class_labels``, so every residual
+    block is scaled and shifted by it. Frames pass through a pixel-unshuffle, which quarters the cost.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        cameras: int = 1,
+        image_size: int = 64,
+        action_dim: int = 4,
+        proprio_dim: int = 4,
+        proprio_mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+        proprio_std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        context: int = 4,
+        widths: Sequence[int] = (48, 64, 96),
+        layers_per_block: int = 1,
+        pixel_unshuffle: int = 2,
+        norm_groups: int = 8,
+        vocabulary: int = 2048,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        channels, cells = 3 * cameras, pixel_unshuffle**2
+        embedding = 4 * widths[0]
+        self.unet = UNet2DModel(
+            sample_size=image_size // pixel_unshuffle,
+            in_channels=(context + 1) * channels * cells,
+            out_channels=channels * cells,
+            down_block_types=("DownBlock2D",) * len(widths),
+            up_block_types=("UpBlock2D",) * len(widths),
+            block_out_channels=tuple(widths),
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_groups,
+            add_attention=False,
+            class_embed_type="identity",
+            resnet_time_scale_shift="scale_shift",
+        )
+        self.words = nn.Embedding(vocabulary, embedding, padding_idx=0)
+        facts = context * (action_dim + proprio_dim) + 1
+        self.condition = nn.Sequential(nn.Linear(facts, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        change = nn.Linear(embedding, proprio_dim)
+        nn.init.zeros_(change.weight)  # start from "nothing moves"
+        nn.init.zeros_(change.bias)
+        self.proprio_head = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), change)
+        self.register_buffer("shift", torch.tensor(list(proprio_mean), dtype=torch.float32))
+        self.error_head = ErrorHead(channels, embedding)
+        std = torch.tensor(list(proprio_std), dtype=torch.float32)
+        self.register_buffer("scale", torch.where(std > 1e-6, std, torch.ones_like(std)))
+        self.register_buffer("typical_error", torch.ones(()))
+
+    def cast(self, dtype: torch.dtype) -> ActionUNet:
+        """Compute in ``dtype`` from now on; the units of proprio and error stay float32."""
+        for part in (self.unet, self.words, self.condition, self.proprio_head, self.error_head):
+            nn.Module.to(part, dtype)  # diffusers' own ``to`` warns about it
+        return self
+
+    def embed(
+        self,
+        actions: Float[Tensor, "b t a"],
+        proprio: Float[Tensor, "b t p"],
+        tokens: Int[Tensor, "b l"],
+        level: Float[Tensor, " b"],
+    ) -> Float[Tensor, "b e"]:
+        """Condition vector: actions, standardised proprio, mean of the words' embeddings, context-noise level."""
+        standard = ((proprio - self.shift) / self.scale).clamp(-10, 10)
+        facts = torch.cat([actions.flatten(1), standard.flatten(1), 10 * level[:, None]], dim=1)
+        words = self.words(tokens)
+        count = (tokens > 0).sum(1, keepdim=True).clamp(min=1)
+        return self.condition(facts.to(words.dtype)) + words.sum(1) / count
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        sigma: Float[Tensor, " b"],
+        context: Float[Tensor, "b t c h w"],
+        actions: Float[Tensor, "b t a"],
+        proprio: Float[Tensor, "b t p"],
+        tokens: Int[Tensor, "b l"],
+        level: Float[Tensor, " b"],
+    ) -> Prediction:
+        """Denoise ``noisy`` = next frame + ``sigma`` times noise; ``level`` is that of the noise on ``context``."""
+        condition = self.embed(actions, proprio, tokens, level)
+        c_skip, c_out, c_in, c_noise = (
+            each[:, None, None, None] for each in preconditioning(sigma, self.config["sigma_data"])
+        )
+        inputs = torch.cat([c_in * noisy, context.flatten(1, 2)], dim=1)
+        inputs = F.pixel_unshuffle(inputs, self.config["pixel_unshuffle"]).to(condition.dtype)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        time = NOISE_EMBEDDING_SCALE * c_noise.flatten()
+        output = self.unet(inputs, time, class_labels=condition, return_dict=False)[0]
+        frame = c_skip * noisy + c_out * F.pixel_shuffle(output.float(), self.config["pixel_unshuffle"])
+        error = self.error_head(frame.detach(), context[:, -1], condition.detach())
+        change = self.proprio_head(condition).float()
+        return Prediction(frame=frame, proprio=proprio[:, -1] + change * self.scale, error=error)
+
+
+class ErrorHead(nn.Module):
+    """How wrong the predicted frame will turn out, from what it changes and where. Sends no gradient to the rest."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.look = nn.Sequential(
+            nn.Conv2d(2 * channels, 16, 4, stride=4), nn.SiLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.SiLU()
+        )
+        logarithm = nn.Linear(64, 1)
+        nn.init.constant_(logarithm.bias, -2.0)  # about the error of a copied frame
+        self.judge = nn.Sequential(nn.Linear(64 + embedding, 64), nn.SiLU(), logarithm)
+
+    def forward(
+        self, frame: Float[Tensor, "b c h w"], last: Float[Tensor, "b c h w"], condition: Float[Tensor, "b e"]
+    ) -> Float[Tensor, " b"]:
+        """Estimate the root mean square error, in [-1, 1] pixels."""
+        seen = self.look(torch.cat([frame, 4 * (frame - last)], dim=1).to(condition.dtype))
+        pooled = [seen.mean((2, 3)), seen.amax((2, 3)), condition]
+        return self.judge(torch.cat(pooled, dim=1)).float().squeeze(1).clamp(-8, 2).exp()
+
+
+def preconditioning(
+    sigma: Float[Tensor, " b"], sigma_data: float
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """EDM's ``c_skip, c_out, c_in, c_noise`` (Karras et al. 2022, table 1); the same as ``EDMEulerScheduler``'s."""
+    total = sigma**2 + sigma_data**2
+    return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt(), 0.25 * sigma.log()
