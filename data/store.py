@@ -181,9 +181,11 @@ class ReplayStore:
             if known is None or known[0] != stamp:
                 known = (stamp, Segment(self.path / "seg" / name, self.spec, overlay if stamp else None))
             loaded[name] = known
+        if not self.generation or [segment for _, segment in loaded.values()] != self.segments:
+            self._show(loaded)
+
+    def _show(self, loaded: dict[str, tuple[Any, Segment]]) -> None:
         segments = [segment for _, segment in loaded.values()]
-        if self.generation and segments == self.segments:
-            return
         self._loaded, self.segments = loaded, segments
         self.episodes = _table(segments)
         self._segment_of = np.repeat(np.arange(len(segments)), [len(s.lengths) for s in segments])
@@ -211,6 +213,13 @@ class ReplayStore:
         """Where episode ``index`` came from."""
         segment, row = self.locate(index)
         return segment.episodes[row]["provenance"]
+
+    def at(self, position: int) -> ReplayStore:
+        """This store as it was when ``position`` segments were committed, to read from; what follows stays hidden."""
+        earlier = ReplayStore(self.path, {"spec": self.spec.to_dict(), "statistics": self.statistics.to_dict(),
+                                          "embodiment": self.embodiment})
+        earlier._show(dict(list(self._loaded.items())[:position]))
+        return earlier
 
     def rollback(self, position: int) -> list[str]:
         """Move segments committed after ``position``, with their overlays, to ``superseded/<n>/``; return their names.

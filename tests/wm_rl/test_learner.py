@@ -1,0 +1,153 @@
+"""The update: against an independent formula, across processes, across a resume."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+from data.sampler import DecisionSampler
+from data.types import Source
+from tests import examples
+from wm_rl.staleness import BUCKETS, staleness_metrics, staleness_sums
+
+
+@pytest.fixture
+def fabric():
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture
+def sampler(tmp_path):
+    return DecisionSampler(examples.store(tmp_path / "replay.zarr"), examples.REPLAY, chunk=2, seed=3)
+
+
+def test_gradient_is_the_sum_written_out(fabric, sampler):
+    """A slow, separate computation of the whole loss: loops over windows, decisions and tokens."""
+    config = dataclasses.replace(examples.LEARNER, entropy_coefficient=0.0, kl_coefficient=0.0, max_gradient_norm=1e9)
+    batch = sampler.sample(0)
+    model = examples.policy(0)
+    words = model.words(batch.instruction)
+
+    def look(j, frames, proprio):
+        return model({"front": frames[None]}, proprio[None], words[j : j + 1])
+
+    decisions, advantages = [], []
+    for j in range(len(batch.mask)):
+        n = int(batch.mask[j].sum())
+        seen = [look(j, batch.frames["front"][j, i], batch.proprio[j, i]) for i in range(n)]
+        after = look(j, batch.final_frames["front"][j], batch.final_proprio[j]).value.item()
+        following, running, own = (0.0 if batch.terminated[j] else after), 0.0, []
+        for i in reversed(range(n)):
+            value, gamma = seen[i].value.item(), batch.discount[j, i].item()
+            running = batch.reward[j, i].item() + gamma * following - value + gamma * config.trace * running
+            following = value
+            own.insert(0, running)
+        decisions += [(j, i, seen[i]) for i in range(n)]
+        advantages += own
+    advantage = torch.tensor(advantages)
+    deviation = advantage.double().std(correction=0)
+    tokens = int(batch.token_mask.sum()) * 3
+    loss = torch.zeros(())
+    for (j, i, output), a in zip(decisions, advantage, strict=True):
+        log_probs = output.logits[0].log_softmax(-1)
+        trust = torch.exp(-batch.uncertainty[j, i] / config.trust_temperature)
+        for k in range(2):
+            if not batch.token_mask[j, i, k]:
+                continue
+            for d in range(3):
+                log_prob = log_probs[k, d, batch.token[j, i, k, d]]
+                x = (log_prob - batch.log_prob[j, i, k, d]).detach()
+                w = torch.exp(-0.5 * (x / 0.5) ** 2)
+                ratio = torch.exp(log_prob - batch.log_prob[j, i, k, d])
+                loss = loss - w * ratio * (a / deviation).float() * trust / tokens
+        target = a + output.value.item()
+        loss = loss + 0.5 * (output.value[0] - target) ** 2 / len(decisions)
+    expected = torch.autograd.grad(loss, [p for p in model.parameters()], allow_unused=True)
+
+    learner = examples.learner(fabric, config)
+    learner.update(batch)
+    for parameter, gradient in zip(learner.policy.parameters(), expected, strict=True):
+        other = torch.zeros_like(parameter) if gradient is None else gradient
+        torch.testing.assert_close(parameter.grad, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    examples.store(tmp_path / "replay.zarr")
+    results = []
+    for devices in (1, 2):
+        out = tmp_path / f"{devices}.pt"
+        command = [sys.executable, "-m", "tests.wm_rl.ranks", str(tmp_path / "replay.zarr"), str(devices), str(out)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        results.append(torch.load(out, weights_only=True))
+    one, two = results
+    before = examples.policy(0).state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in one["parameters"].items())
+    for name, value in one["parameters"].items():
+        torch.testing.assert_close(two["parameters"][name], value, rtol=0, atol=1e-6)
+    for alone, shared in zip(one["metrics"], two["metrics"], strict=True):
+        assert shared == pytest.approx(alone, rel=1e-3, abs=1e-6)
+
+
+def test_resumed_equals_uninterrupted(fabric, sampler):
+    whole = examples.learner(fabric)
+    for step in range(4):
+        whole.update(sampler.sample(step))
+    first = examples.learner(fabric)
+    for step in range(2):
+        first.update(sampler.sample(step))
+    state = first.state_dict()
+    second = examples.learner(fabric)
+    second.load_state_dict(state)
+    for step in range(2, 4):
+        second.update(sampler.sample(step))
+    assert second.policy.version == whole.policy.version == 4
+    for name, value in whole.policy.state_dict().items():
+        assert torch.equal(second.policy.state_dict()[name], value), name
+
+
+def test_the_first_updates_move_only_the_critic(fabric, sampler):
+    learner = examples.learner(fabric, dataclasses.replace(examples.LEARNER, value_warmup=1))
+    before = {name: value.clone() for name, value in learner.policy.state_dict().items()}
+    learner.update(sampler.sample(0))
+    moved = {name for name, value in learner.policy.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("value_") for name in moved)
+    learner.update(sampler.sample(1))
+    assert not torch.equal(learner.policy.action_head.weight, before["action_head.weight"])
+
+
+def test_every_source_pulls_and_uncertain_imagination_pulls_less(fabric, sampler):
+    batch = sampler.sample(0)
+    shares = []
+    for uncertainty in (0.0, 1.0):
+        doubted = dataclasses.replace(batch, uncertainty=batch.uncertainty.gt(0) * uncertainty)
+        shares.append(examples.learner(fabric).update(doubted))
+    assert all(share[f"gradient_share/{source}"] > 0 for share in shares for source in Source)
+    assert sum(shares[0][f"gradient_share/{source}"] for source in Source) == pytest.approx(1)
+    assert shares[1]["gradient_share/imagined"] < 0.6 * shares[0]["gradient_share/imagined"]
+
+
+def test_staleness_by_hand():
+    # two tokens of lag 5 with coefficients 1 and .05 (sim), one token of lag 150 with 2 (imagined), one cloned (real)
+    sums = staleness_sums(
+        log_ratio=torch.tensor([[[0.0, -3.0]], [[0.7, 9.0]], [[0.1, 9.0]]]),
+        coefficient=torch.tensor([[[1.0, 0.05]], [[2.0, 9.0]], [[1.0, 9.0]]]),
+        gradient=torch.tensor([[[0.3, -0.1]], [[0.4, 0.0]], [[0.2, 0.0]]]),
+        token_mask=torch.tensor([[True], [True], [True]]), policy_version=torch.tensor([195, 50, -1]),
+        source=["sim", "imagined", "real"], version=200)
+    metrics = staleness_metrics(sums)
+    assert metrics["staleness/lag_0_20/tokens"] == 2
+    assert metrics["staleness/lag_0_20/lag"] == 5
+    assert metrics["staleness/lag_0_20/abs_log_ratio"] == 1.5
+    assert metrics["staleness/lag_0_20/utilisation"] == 0.5
+    # (1 + .05)^2 / (2 (1 + .0025)) = 1.1025 / 2.005
+    assert metrics["staleness/lag_0_20/effective_sample_share"] == pytest.approx(1.1025 / 2.005)
+    assert metrics["staleness/lag_100_300/lag"] == 150
+    assert "staleness/not_ours/tokens" in metrics
+    assert metrics["staleness/not_ours/lag"] == 0
+    assert metrics["gradient_share/sim"] == pytest.approx(0.4)
+    assert set(BUCKETS) >= {name.split("/")[1] for name in metrics if "lag_" in name.split("/")[1]}
