@@ -215,7 +215,7 @@ class ReplayStore:
         return segment.episodes[row]["provenance"]
 
     def at(self, position: int) -> ReplayStore:
-        """This store as it was when ``position`` segments were committed, to read from; what follows stays hidden."""
+        """The store as it was when ``position`` segments were committed, to read from; what follows stays hidden."""
         earlier = ReplayStore(self.path, {"spec": self.spec.to_dict(), "statistics": self.statistics.to_dict(),
                                           "embodiment": self.embodiment})
         earlier._show(dict(list(self._loaded.items())[:position]))

@@ -14,7 +14,10 @@ from sim.intervals import Interval, paired_difference, wilson
 class TaskEnv(Env, Protocol):
     """An Env whose rows each play a task known beforehand, like ``sim.vector.VectorEnv``."""
 
-    row_tasks: Sequence[str]
+    @property
+    def row_tasks(self) -> Sequence[str]:
+        """The task of each row."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     found = _numbered(folder)
     if not found:
         return None
-    number, path = found[-1]
+    path = found[-1][1]
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

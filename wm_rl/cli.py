@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     elif argv[1] in COMMANDS:
         try:
             argv[1:] = [f"--config-name={argv[1]}", *_with_run_folder(argv[1], argv[2:])]
-        except _BadArgument as error:
+        except _BadArgumentError as error:
             return _complain(str(error))
     elif not any(word.startswith("--config-name") for word in argv[1:]):
         return _complain(f"there is no command '{argv[1]}'{_did_you_mean(argv[1], COMMANDS)}; "
@@ -81,14 +81,14 @@ def _job(config: DictConfig) -> None:
 def _call(config: DictConfig) -> int:
     function = hydra.utils.get_method(config["_target_"])
     accepted = list(inspect.signature(function).parameters)
-    for key in config:
+    for key in map(str, config):
         if key != "_target_" and key not in accepted:
-            raise _BadArgument(f"nothing reads '{key}'{_did_you_mean(str(key), accepted)}; "
+            raise _BadArgumentError(f"nothing reads '{key}'{_did_you_mean(key, accepted)}; "
                                f"settings of this command are {', '.join(accepted)}")
-    return function(**{str(key): _instantiate(config, str(key)) for key in config if key != "_target_"}) or 0
+    return function(**{key: _instantiate(config, key) for key in map(str, config) if key != "_target_"}) or 0
 
 
-class _BadArgument(Exception):
+class _BadArgumentError(Exception):
     """A command line that cannot be run, in one line."""
 
 
@@ -106,9 +106,9 @@ def _with_run_folder(command: str, overrides: list[str]) -> list[str]:
         folder = Path(resumed[-1])
         saved = folder / ".hydra" / "overrides.yaml"
         if not saved.is_file():
-            raise _BadArgument(f"no run to resume in {folder}: expected {saved}; "
+            raise _BadArgumentError(f"no run to resume in {folder}: expected {saved}; "
                                "give the folder of a run, e.g. resume=runs/train/2026-01-31_12-00-00")
-        earlier = [word for word in OmegaConf.to_container(OmegaConf.load(saved)) if not word.startswith("resume=")]
+        earlier = [word for word in map(str, OmegaConf.load(saved)) if not word.startswith("resume=")]
         return [f"hydra.run.dir={folder}", *earlier, *overrides]
     chosen = any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in overrides)
     if chosen or {"-m", "--multirun", "--help", "-h", "--cfg", "-c", "--info", "-i"} & set(overrides):
@@ -143,7 +143,7 @@ def _explain(error: BaseException) -> str | None:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for link in chain:
-        if isinstance(link, _BadArgument) or type(link).__name__ == "UserError":
+        if isinstance(link, _BadArgumentError) or type(link).__name__ == "UserError":
             return str(link)
     if isinstance(error, InstantiationException):
         return _explain_instantiation(error, chain)

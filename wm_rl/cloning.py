@@ -44,7 +44,7 @@ def clone(
     """Maximise the likelihood of the stored actions' tokens, in place. One-cycle learning rate, Adam."""
     sampler = StepSampler(store, sources=dict(config.sources), context=1, horizon=policy.chunk, seed=seed)
     policy.to(device).train()
-    learned = [parameter for parameter in policy.parameters()]
+    learned = list(policy.parameters())
     optimizer = torch.optim.Adam(learned, lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=config.learning_rate, total_steps=config.steps + 1, pct_start=0.1)
@@ -81,7 +81,7 @@ def label_unknown_behaviour(policy: TinyVLA, store: ReplayStore) -> int:
         columns = [_label(policy, store, int(episode)) for episode in episodes]
         tokens, log_probs, decisions = (np.concatenate(column) for column in zip(*columns, strict=True))
         store.label_behaviour(segment, action_token=tokens, log_prob=log_probs, decision=decisions, model=model)
-        labelled += len(episodes)
+        labelled += int((behaviours[episodes] == Behaviour.UNKNOWN).sum())
     return labelled
 
 

@@ -115,7 +115,9 @@ def judge(
     """Play every trial with both policies in every mode."""
     judged: dict[str, dict[str, Evaluation]] = {"after": {}, "before": {}}
     for name, policy in (("before", baseline), ("after", candidate)):
-        for mode in config.modes if policy is not None else ():
+        for mode in config.modes:
+            if policy is None:
+                continue
             title = f"{'baseline' if name == 'before' else 'candidate'} {mode}"
             total = config.trials_per_task * len(env.tasks)
             journal.say(f"evaluating the {title}: {total} trials")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Journal:
         """One line for the person at the terminal (rich markup)."""
         self.console.print(text, highlight=False)
 
-    def record(self, kind: str, step: int, metrics: dict[str, float]) -> None:
+    def record(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """Append ``{"kind", "step", …}`` to the file, and show the scalars as ``kind/name``."""
         if not self.enabled:
             return
@@ -76,4 +76,6 @@ class Bar:
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
         """Move on; ``note`` stands at the end of the line."""
-        self._progress.update(self._task, advance=amount, **({} if note is None else {"note": note}))
+        self._progress.update(self._task, advance=amount)
+        if note is not None:
+            self._progress.update(self._task, note=note)

@@ -7,7 +7,6 @@ and many take the same step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,15 @@ from jaxtyping import Float
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from data.types import DecisionBatch, Source, UserError
+from data.types import DecisionBatch, UserError
 from wm_rl.objectives import Objective, surrogate_loss
-from wm_rl.policy import PolicyOutput, TinyVLA
+from wm_rl.policy import TinyVLA
 from wm_rl.returns import gae
 from wm_rl.staleness import staleness_metrics, staleness_sums
+
+ROWS = 128
+"""Forward passes are padded to a multiple of this. Batches differ in their number of decisions, and CPU kernels are
+compiled and cached per shape: unpadded, a run grew by 10 MB per update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +94,10 @@ class Learner:
         ``batch`` may hold different numbers of decisions on different ranks; at least one anywhere.
         """
         config, mask = self.config, batch.mask
-        output = self._evaluate(batch)
+        inputs = self._gather(batch)
+        output = self.module(*inputs)
         count = int(mask.sum())
-        targets = self._targets(batch, output.value.detach().float(), count)
+        targets = self._targets(batch, output.value[: count + len(mask)].detach().float(), count)
 
         log_probs = output.logits[:count].float().log_softmax(dim=-1)
         log_prob = log_probs.gather(-1, batch.token[mask][..., None].long())[..., 0]
@@ -103,7 +107,7 @@ class Learner:
 
         policy_loss = surrogate_loss(log_prob, coefficient, targets.advantage, targets.weight)
         entropy = -(targets.weight * (log_probs.exp() * log_probs).sum(dim=-1)).sum()
-        kl = self._divergence_from_reference(batch, log_probs, targets.weight)
+        kl = self._divergence_from_reference(inputs, log_probs, targets.weight)
         value_error = (output.value[:count].float() - targets.value).square()
         value_loss = 0.5 * (targets.decision_weight * value_error).sum()
         acts = 0.0 if self.policy.version < config.value_warmup else 1.0
@@ -122,7 +126,7 @@ class Learner:
             policy_version=batch.policy_version[mask], source=source, version=self.policy.version)
         # `weight` already carries the number of ranks, so each of these is this rank's part of a global mean.
         own = torch.stack([entropy, kl, value_loss]).detach().double() / world
-        both = self.fabric.all_reduce(torch.cat([own, sums.flatten()]), reduce_op="sum")
+        both = self._sum_over_ranks(torch.cat([own, sums.flatten()]))
         self.policy.version += 1
         return {"entropy": float(both[0]), "kl_to_warm_start": float(both[1]), "value_loss": float(both[2]),
                 "gradient_norm": float(norm) if norm is not None else 0.0,
@@ -140,14 +144,25 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.policy.version = state["version"]
 
-    def _evaluate(self, batch: DecisionBatch) -> PolicyOutput:
-        """Rows: the valid decisions, then each window's final observation, in one forward pass."""
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        summed = self.fabric.all_reduce(values, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed
+
+    def _gather(self, batch: DecisionBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Inputs of one forward pass: the valid decisions, then each window's final observation, then padding."""
         windows = batch.mask.nonzero()[:, 0]
-        rows = torch.cat([windows, torch.arange(len(batch.mask), device=windows.device)])
-        frames = {camera: torch.cat([values[batch.mask], batch.final_frames[camera]])
-                  for camera, values in batch.frames.items()}
-        proprio = torch.cat([batch.proprio[batch.mask], batch.final_proprio])
-        return self.module(frames, proprio, self.policy.words(batch.instruction)[rows])
+        own = torch.cat([windows, torch.arange(len(batch.mask), device=windows.device)])
+        padding = -len(own) % ROWS
+
+        def rows(decisions: Tensor, final: Tensor) -> Tensor:
+            filled = torch.cat([decisions[batch.mask], final])
+            return torch.cat([filled, filled[:1].expand(padding, *filled.shape[1:])])
+
+        frames = {camera: rows(values, batch.final_frames[camera]) for camera, values in batch.frames.items()}
+        words = self.policy.words(batch.instruction)[own]
+        words = torch.cat([words, words[:1].expand(padding, -1)])
+        return frames, rows(batch.proprio, batch.final_proprio), words
 
     def _targets(self, batch: DecisionBatch, values: Float[Tensor, " m"], count: int) -> Targets:
         mask, token_mask = batch.mask, batch.token_mask[batch.mask]
@@ -160,7 +175,7 @@ class Learner:
         dims = batch.token.shape[-1]
         own = torch.stack([advantage.double().sum(), advantage.double().square().sum(), mask.sum().double(),
                            token_mask.sum().double() * dims])
-        total, squares, decisions, tokens = self.fabric.all_reduce(own, reduce_op="sum").unbind()
+        total, squares, decisions, tokens = self._sum_over_ranks(own).unbind()
         mean = total / decisions
         deviation = (squares / decisions - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6)
         if self.config.centre_advantages:
@@ -173,20 +188,13 @@ class Learner:
                        decision_weight=torch.full_like(advantage, world / float(decisions)).float())
 
     def _divergence_from_reference(
-        self, batch: DecisionBatch, log_probs: Float[Tensor, "n k a v"], weight: Float[Tensor, "n k a"]
+        self, inputs: tuple[dict[str, Tensor], Tensor, Tensor], log_probs: Float[Tensor, "n k a v"],
+        weight: Float[Tensor, "n k a"],
     ) -> Float[Tensor, ""]:
         """Weighted sum over tokens of KL(current ‖ warm start)."""
         if self.config.kl_coefficient == 0:
             return torch.zeros((), device=log_probs.device)
-        windows = batch.mask.nonzero()[:, 0]
         with torch.no_grad(), self.fabric.autocast():
-            frames = {camera: values[batch.mask] for camera, values in batch.frames.items()}
-            anchor = self.reference(frames, batch.proprio[batch.mask], self.policy.words(batch.instruction)[windows])
-        gap = log_probs - anchor.logits.float().log_softmax(dim=-1)
+            anchor = self.reference(*inputs).logits[: len(log_probs)]
+        gap = log_probs - anchor.float().log_softmax(dim=-1)
         return (weight * (log_probs.exp() * gap).sum(dim=-1)).sum()
-
-
-def gradient_shares(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean over updates of each source's share of the absolute gradient; 0 for a source never drawn."""
-    return {name: sum(row[f"gradient_share/{name}"] for row in history if f"gradient_share/{name}" in row)
-            / max(len(history), 1) for name in Source}

@@ -23,7 +23,6 @@ import torch
 from lightning.fabric import Fabric
 from rich.markup import escape
 
-
 from data.ingest import IngestConfig, ingest
 from data.lerobot_writer import write_lerobot
 from data.rollout import rollout
@@ -38,7 +37,7 @@ from wm_rl.journal import Journal
 from wm_rl.learner import Learner, LearnerConfig
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLA, TinyVLAConfig, check_compatible
-from wm_rl.seeding import derive, training_episode
+from wm_rl.seeding import training_episode
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
@@ -205,7 +204,7 @@ class Loop:
         try:
             with self.journal.progress("improve", last - first) as bar:
                 for iteration in range(first, last):
-                    if main:
+                    if env is not None:
                         solved = self._gather(env, policy, store, iteration)
                     self.fabric.barrier()
                     store.refresh()
@@ -237,7 +236,7 @@ class Loop:
             with self._timed("world_model"):
                 self._fit_world_model(self.world_model_config.round_steps, None)
         with self._timed("imagine"):
-            dream = self.world_model.imagination(
+            dream = self._model().imagination(
                 store, self.imagination_config, num_envs=config.branches_per_iteration)
             imagined = self._roll(dream, policy, config.branches_per_iteration, "imagine", iteration)
             store.append(imagined)
@@ -262,12 +261,13 @@ class Loop:
                 for name in names}
 
     def _fit_world_model(self, steps: int, title: str | None) -> None:
-        model, store = self.world_model, self.store()
+        model, store = self._model(), self.store()
         before = model.version
         if title is None:
             metrics = model.fit(store, steps)
         else:
-            with self.journal.progress(title, steps) as bar:
+            both = steps + round(steps * self.world_model_config.success_ratio)
+            with self.journal.progress(title, both) as bar:
                 metrics = model.fit(store, steps, log=lambda step, values: bar.advance())
         self.journal.record("world_model", before, metrics)
 
@@ -355,9 +355,14 @@ class Loop:
         return (self.folder / "replay.zarr" / "zarr.json").is_file()
 
     def store(self) -> ReplayStore:
+        """The run's replay store, opened once."""
         if self._opened is None:
             self._opened = ReplayStore.open(self.folder / "replay.zarr")
         return self._opened
+
+    def _model(self) -> WorldModelLearner:
+        assert self.world_model is not None, "the fit stage comes first"
+        return self.world_model
 
     def _policy(self) -> TinyVLA:
         assert self.policy is not None, "the clone stage comes first"

@@ -23,7 +23,7 @@ from torch import Tensor
 from data.types import Source, UserError
 
 LOG_RATIO_LIMIT = 20.0
-"""Objectives without a trust weight of their own bound log r here: exp(20) = 4.9e8 is finite in every dtype but fp16."""
+"""Objectives without a trust weight of their own bound log r here: exp(20) = 4.9e8 is finite in fp32 and bf16."""
 
 
 class Objective(Protocol):
@@ -68,7 +68,7 @@ class Gipo:
     def coefficient(
         self, log_ratio: Float[Tensor, "n k a"], advantage: Float[Tensor, "n 1 1"], source: Sequence[Source]
     ) -> Float[Tensor, "n k a"]:
-        """``exp(log r − ½ (log r / β)²)`` with the exponent formed first: bounded above by β²/2, so it never overflows."""
+        """``exp(log r − ½ (log r / β)²)`` with the exponent formed first: at most β²/2, so nothing overflows."""
         positive = self.beta if self.beta_positive is None else self.beta_positive
         negative = self.beta if self.beta_negative is None else self.beta_negative
         factor = torch.tensor([self.beta_source.get(name, 1.0) for name in source], device=log_ratio.device)
@@ -85,7 +85,7 @@ class PpoClip:
 
     def __post_init__(self) -> None:
         """Refuse a clip range that is none."""
-        if not 0 < self.epsilon:
+        if not self.epsilon > 0:
             raise UserError(f"objective.epsilon must be positive, got {self.epsilon}; try objective.epsilon=0.2")
 
     def coefficient(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,6 +64,10 @@ class PolicyOutput(NamedTuple):
 class TinyVLA(nn.Module):
     """The policy. ``forward`` is what a learner differentiates, ``act`` what an environment is driven with."""
 
+    proprio_mean: Tensor
+    proprio_std: Tensor
+    bin_centres: Tensor
+
     def __init__(self, config: TinyVLAConfig, *, spec: Spec, statistics: Statistics, seed: int) -> None:
         """Build with weights drawn from ``seed`` alone."""
         super().__init__()
@@ -82,12 +87,14 @@ class TinyVLA(nn.Module):
         for channels in config.channels:
             layers += [nn.Conv2d(previous, channels, 3, stride=2, padding=1), nn.ReLU()]
             size, previous = (size + 1) // 2, channels
-        self.image_encoder = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.image_encoder = nn.Sequential(*layers)
+        self.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         features = size * size * previous * len(self.spec.cameras)
         self.image_projection = nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width))
         self.word_embedding = nn.Embedding(config.vocabulary, width, padding_idx=0)
         self.instruction_encoder = nn.Linear(width, width)
-        self.proprio_encoder = nn.Sequential(nn.Linear(self.spec.proprio_dim, width), nn.ReLU(), nn.Linear(width, width))
+        self.proprio_encoder = nn.Sequential(
+            nn.Linear(self.spec.proprio_dim, width), nn.ReLU(), nn.Linear(width, width))
         self.fusion = nn.Sequential(nn.Linear(3 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
         self.action_query = nn.Parameter(torch.randn(config.chunk * self.spec.action_dim, width) * 0.5)
         self.action_decoder = nn.TransformerEncoder(
@@ -153,7 +160,8 @@ class TinyVLA(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``policy.json`` and ``policy.safetensors``: all that is needed to act, no code, no pickle."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / "policy.safetensors")
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / "policy.safetensors")
         description = {"kind": "tiny_vla", "config": asdict(self.config), "spec": self.spec.to_dict(),
                        "statistics": self.statistics.to_dict(), "version": self.version}
         (folder / "policy.json").write_text(json.dumps(description, indent=2))
@@ -174,7 +182,7 @@ class TinyVLA(nn.Module):
             policy = TinyVLA(TinyVLAConfig(**description["config"]), spec=Spec.from_dict(description["spec"]),
                              statistics=Statistics.from_dict(description["statistics"]), seed=0)
             policy.load_state_dict(load_file(folder / "policy.safetensors"))
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             raise UserError(f"{folder} holds no readable policy ({error}); save it again with `train` or `pretrain`"
                             ) from error
         policy.version = description["version"]

@@ -65,7 +65,7 @@ def test_gradient_is_the_sum_written_out(fabric, sampler):
                 loss = loss - w * ratio * (a / deviation).float() * trust / tokens
         target = a + output.value.item()
         loss = loss + 0.5 * (output.value[0] - target) ** 2 / len(decisions)
-    expected = torch.autograd.grad(loss, [p for p in model.parameters()], allow_unused=True)
+    expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
     learner = examples.learner(fabric, config)
     learner.update(batch)

@@ -1,4 +1,4 @@
-"""``python main.py evaluate``: is this policy good enough, and better than that one?"""
+"""``python main.py evaluate``: seeded trials of a policy, paired with those of a baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wm_rl.policy import TinyVLA, check_compatible
 def evaluate(
     *,
     folder: str,
-    policy: str,
+    candidate: str,
     baseline: str | None,
     gate: bool,
     env: Callable[[], VectorEnv],
@@ -32,21 +32,21 @@ def evaluate(
         raise UserError("gate=true compares with a baseline: type baseline=<folder of a policy>")
     run = Path(folder)
     journal = Journal(run, [], enabled=True)
-    candidate = TinyVLA.load(Path(policy))
+    learned = TinyVLA.load(Path(candidate))
     reference = TinyVLA.load(Path(baseline)) if baseline is not None else None
     world = env()
     try:
-        for learned in (candidate, reference):
-            if learned is not None:
-                check_compatible(learned, spec=world.spec, statistics=world.statistics, what="environment")
-        judgement = judge(world, candidate, reference, evaluation, journal)
+        for policy in (learned, reference):
+            if policy is not None:
+                check_compatible(policy, spec=world.spec, statistics=world.statistics, what="environment")
+        judgement = judge(world, learned, reference, evaluation, journal)
     finally:
         world.close()
     videos = write_videos(run / "videos", judgement)
     (run / "summary.json").write_text(json.dumps(
-        {**judgement.summary(), "policy": policy, "baseline": baseline}, indent=2))
+        {**judgement.summary(), "candidate": candidate, "baseline": baseline}, indent=2))
     write_report(run / "report.html", ReportData(
-        title=f"Evaluation of {policy}", verdict=judgement.verdict(), passed=judgement.better,
+        title=f"Evaluation of {candidate}", verdict=judgement.verdict(), passed=judgement.better,
         success=judgement.rows(), videos=videos))
     journal.say(f"[bold]{judgement.verdict()}[/bold]\nreport: {run / 'report.html'}")
     return 1 if gate and not judgement.better else 0

@@ -44,7 +44,7 @@ def train(
     runtime: Callable[..., Fabric],
     logger: Sequence[Logger],
 ) -> int:
-    """Run or resume; 0 when the report is written. ``resume`` was already turned into ``folder`` by the command line."""
+    """Run or resume; 0 when the report is written. The command line has already made ``folder`` of ``resume``."""
     fabric = runtime()
     fabric.launch()
     run = Path(folder)

@@ -1,9 +1,9 @@
-"""``python main.py train_world_model``: fit the video and success model on a store, measure them on held-out episodes."""
+"""``python main.py train_world_model``: fit the video and success model, measure them on held-out episodes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.fabric import Fabric
@@ -41,8 +41,9 @@ def train_world_model(
     seen = replay.at(position)
     learner = WorldModelLearner(world_model, spec=replay.spec, statistics=replay.statistics, seed=seed,
                                 device=str(runtime().device))
-    with journal.progress("world model", world_model.steps) as bar:
-        def log(step: int, metrics: dict[str, float]) -> None:
+    both = world_model.steps + round(world_model.steps * world_model.success_ratio)
+    with journal.progress("world model", both) as bar:
+        def log(step: int, metrics: Mapping[str, float]) -> None:
             bar.advance()
             journal.record("world_model", step, metrics)
 

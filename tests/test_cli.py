@@ -1,0 +1,121 @@
+"""The command line: everything composes, nothing that composes is ignored, every mistake is one line and exit code 2."""
+
+import dataclasses
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from wm_rl.cli import COMMANDS, CONFIGS
+
+ROOT = Path(__file__).parents[1]
+CHOICES = sorted((path.parent.name, path.stem) for path in CONFIGS.glob("*/*.yaml"))
+
+
+def main(*words, folder=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *words], capture_output=True, text=True, check=False,
+                          cwd=folder or ROOT, env=environment, timeout=300)
+
+
+def compose(command, *overrides):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose(command, overrides=list(overrides)), resolve=False)
+
+
+def nodes(config, place="config"):
+    """Every mapping with a ``_target_`` in a composed configuration."""
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield place, config
+        for key, value in config.items():
+            yield from nodes(value, f"{place}.{key}")
+    elif isinstance(config, list):
+        for i, item in enumerate(config):
+            yield from nodes(item, f"{place}[{i}]")
+
+
+def check_binding(config):
+    for place, node in nodes(config):
+        target = hydra.utils.get_object(node["_target_"])
+        parameters = inspect.signature(target).parameters
+        free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key in node:
+            known = str(key).startswith("_") or key in parameters
+            assert known or free, f"{place}.{key} is read by nothing"
+        if dataclasses.is_dataclass(target):
+            named = {f.name for f in dataclasses.fields(target)}
+            settable = {str(key) for key in node}
+            optional = {f.name for f in dataclasses.fields(target)
+                        if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING}
+            assert named - settable <= optional, f"{place} leaves out {named - settable}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes_and_binds(command):
+    check_binding(compose(command))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_binds(group, choice):
+    check_binding(compose({"logs": "ingest"}.get(group, "train"), f"{group}={choice}"))
+
+
+def test_help_names_the_commands_and_settings():
+    plain = main("--help")
+    assert plain.returncode == 0
+    assert all(command in plain.stdout for command in COMMANDS)
+    assert "objective" in main("train", "--help").stdout
+    shown = main("train", "--cfg", "job", "objective=ppo_clip").stdout
+    assert "epsilon: 0.2" in shown
+
+
+MISTAKES = [
+    (["trian"], "there is no command 'trian', did you mean 'train'?"),
+    (["train", "objective.bta=3"], "did you mean 'objective.beta'?"),
+    (["train", "objective=ppo_clp"], "did you mean 'ppo_clip'?"),
+    (["train", "obective=gipo"], "did you mean 'objective'?"),
+    (["train", "+sede=3"], "nothing reads 'sede', did you mean 'seed'?"),
+    (["train", "+objective.width=3"], "nothing reads 'width' of objective"),
+    (["train", "objective.beta=-1"], "objective.beta must be positive"),
+    (["train", "replay.mix.real=-1"], "replay.mix.real"),
+    (["train", "+replay.mix.dreams=1"], "dreams"),
+    (["train", "resume=nowhere"], "no run to resume in nowhere"),
+    (["evaluate", "candidate=nowhere"], "no policy in nowhere"),
+    (["evaluate", "candidate=nowhere", "gate=true"], "baseline=<folder of a policy>"),
+    (["evaluate"], "candidate"),
+    (["pretrain", "store=nowhere"], "no replay store at nowhere"),
+    (["train_world_model", "store=nowhere"], "no replay store at nowhere"),
+    (["ingest", "source=nowhere", "store=made"], "nowhere"),
+    (["collect", "episodes=2"], "store=<folder> or lerobot=<folder>"),
+    (["collect", "env.tasks=[door-clse-v3]", "store=made"], "did you mean 'door-close-v3'?"),
+    (["collect", "env.config.camera=corner9", "store=made"], "did you mean 'corner"),
+    (["benchmark", "suite=lop"], "there is no benchmark suite 'lop'"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_mistake_is_one_line(words, said, tmp_path):
+    result = main(*words, folder=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert said in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "made").exists()
+
+
+def test_completion_offers_commands_and_choices(monkeypatch):
+    monkeypatch.setenv("COMP_LINE", "python main.py ev")
+    assert main("-sc", "query=bash").stdout.split() == ["evaluate"]
+    monkeypatch.setenv("COMP_LINE", "python main.py train objective=")
+    assert "objective=gipo" in main("-sc", "query=bash").stdout.split()
+
+
+def test_completion_imports_no_torch():
+    code = "import sys, wm_rl.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
