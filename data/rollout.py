@@ -95,6 +95,7 @@ class _Recorder:
     def __init__(self, env: Env, row: int, seed: int, observation: dict, info: dict) -> None:
         self._env, self._row, self._seed = env, row, seed
         self._task, self._instruction = info["task"][row], info["instruction"][row]
+        self._branch = info["branch"][row] if "branch" in info else {}
         self._decisions = 0
         self._success = False
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
@@ -142,7 +143,7 @@ class _Recorder:
             behaviour=Behaviour.LOGGED if logged else Behaviour.UNKNOWN,
             embodiment=self._env.embodiment,
             world_model_version=self._env.world_model_version,
-            provenance={**self._env.provenance, "seed": self._seed},
+            provenance={**self._env.provenance, **self._branch, "seed": self._seed},
         )
 
     def _observe(self, observation: dict, info: dict) -> None:

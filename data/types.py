@@ -272,6 +272,7 @@ class Env(Protocol):
     ``{"frames": {camera: uint8 [n, h, w, 3]}, "proprio": float32 [n, p]}``; rows not yet reset hold zeros.
     ``info`` of ``reset`` and ``step`` holds for every row ``"instruction"`` (list of str), ``"task"`` (list of str),
     ``"success"`` (bool [n]), ``"uncertainty"`` (float32 [n]) and ``"time"`` (float64 [n], seconds since the reset).
+    Where episodes begin in stored ones, ``"branch"`` holds a JSON-able mapping per row that says where.
     The arrays returned are the caller's to keep.
     """
 

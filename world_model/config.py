@@ -76,9 +76,10 @@ class ImaginationConfig:
 
     horizon: int = 8
     """Control steps until truncation."""
-    success_threshold: float = 0.9
-    """Probability of success from which a frame counts."""
-    success_frames: int = 2
+    success_threshold: float = 0.5
+    """Probability of success from which a frame counts. The probability is calibrated and the frame before a success
+    looks much like it, so it seldom comes near 1."""
+    success_frames: int = 1
     """Consecutive imagined frames that must count before the episode terminates."""
     sources: tuple[str, ...] = ("sim", "real")
     """Where branch points come from. Never ``imagined``: errors would feed on themselves."""

@@ -40,8 +40,8 @@ class ImaginationEnv:
     """Satisfies ``data.types.Env``; all rows that are not parked share forward passes on the model's device.
 
     Reward is the change of the probability of success from one frame to the next. An episode terminates, with
-    success, once ``success_frames`` consecutive imagined frames reach ``success_threshold``, and is truncated after
-    ``horizon`` steps. ``info["uncertainty"]`` is the error that the model expects of the frame, in units of its typical
+    success, once ``success_frames`` consecutive imagined frames reach ``success_threshold``; the probability is then
+    1, so that an imagined success is worth what a simulated one is. After ``horizon`` steps it is truncated. ``info["uncertainty"]`` is the error that the model expects of the frame, in units of its typical
     one-step error: about 1 after one step, and growing with the steps that led to it (``rollout.CARRIED``).
     ``info["branch"]`` says where each row branched. Actions are clipped to [-1, 1].
     """
@@ -127,11 +127,12 @@ class ImaginationEnv:
         for part in self._parts(rows):
             self._imagine(part, taken)
             probability = self._judge(part)
+            counts = probability >= self.config.success_threshold
+            self._streak[part.rows] = np.where(counts, self._streak[part.rows] + 1, 0)
+            self._terminated[part.rows] = self._streak[part.rows] >= self.config.success_frames
+            probability = np.where(self._terminated[part.rows], 1.0, probability)
             reward[part.rows] = probability - self._probability[part.rows]
             self._probability[part.rows] = probability
-        counts = self._probability[rows] >= self.config.success_threshold
-        self._streak[rows] = np.where(counts, self._streak[rows] + 1, 0)
-        self._terminated[rows] = self._streak[rows] >= self.config.success_frames
         self._truncated[rows] = (self._age[rows] >= self.config.horizon) & ~self._terminated[rows]
         self._running = self._running & ~self._terminated & ~self._truncated
         return self._observation(), reward, self._terminated.copy(), self._truncated.copy(), self._info()

@@ -124,7 +124,7 @@ def test_truncation_at_the_horizon_then_parked(learner, store):
 
 
 def test_success_needs_consecutive_frames(learner, store):
-    env = imagine(learner, store, horizon=6)
+    env = imagine(learner, store, horizon=6, success_frames=2, success_threshold=0.9)
     flicker, steady = {1: 0.95, 2: 0.5, 3: 0.95, 4: 0.95}, {1: 0.2, 2: 0.91, 3: 0.92, 4: 0.1}
     values = [lambda age: flicker.get(int(age), 0.0), lambda age: steady.get(int(age), 0.0), lambda age: 0.0]
     fix_probability(env, values)
@@ -192,3 +192,14 @@ def test_it_keeps_the_contract_of_every_env(store):
     made = WorldModelLearner(config, spec=store.spec, statistics=store.statistics, seed=0)
     made.fit(store, 40)
     module.check_env(lambda: made.imagination(store, ImaginationConfig(), num_envs=4))
+
+
+def test_a_confirmed_success_is_worth_the_rest_of_one(learner, store):
+    env = imagine(learner, store, horizon=6, success_frames=1, success_threshold=0.5)
+    values = [lambda age: {1: 0.3, 2: 0.6}.get(int(age), 0.1), lambda age: 0.1, lambda age: 0.1]
+    fix_probability(env, values)
+    reset(env, [1, 2, 3])
+    first, second = (env.step(np.zeros((3, 2), np.float32)) for _ in range(2))
+    assert first[1].tolist() == pytest.approx([0.2, 0.0, 0.0])
+    assert second[1].tolist() == pytest.approx([0.7, 0.0, 0.0])  # from .3 to 1, not to .6
+    assert second[2].tolist() == [True, False, False]
