@@ -1,0 +1,63 @@
+"""Every command in the README and docs runs, with less of everything, in the order in which a reader meets them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["collect.md", "ingest.md", "pretrain.md", "world-model.md", "train.md", "evaluate.md", "benchmarks.md"]
+ENV = ["env.tasks=[drawer-close-v3,door-close-v3]", "env.num_envs=4", "env.workers=1",
+       "env.config.max_episode_steps=14"]
+LOOP = ["loop.iterations=1", "loop.updates_per_iteration=1", "cloning.steps=3", "world_model.steps=2",
+        "evaluation.trials_per_task=1", "env.config.max_episode_steps=14", "stand_in.config.max_episode_steps=14",
+        "env.workers=1", "stand_in.workers=1"]
+SMALL = {
+    "collect": [*ENV, "episodes=4"], "ingest": [], "pretrain": ["cloning.steps=3"],
+    "train_world_model": ["world_model.steps=3", "held_out=0.3"], "train": LOOP,
+    "evaluate": [*ENV, "evaluation.trials_per_task=1"],
+    "benchmark": ["experiment=smoke", "seeds=[3]", f"controls={{tiny: {LOOP}}}".replace("'", "")],
+}
+
+pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.xdist_group("docs")]
+
+
+def commands(page):
+    """Lines of its bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def test_no_page_is_forgotten():
+    with_commands = {path.name for path in (ROOT / "docs").glob("*.md") if commands(path)}
+    assert with_commands == set(PAGES)
+
+
+def test_the_commands_of_the_docs_run(tmp_path):
+    lines = [line for page in PAGES for line in commands(ROOT / "docs" / page)]
+    lines += [line for line in commands(ROOT / "README.md") if line.startswith("python ")]
+    ran = set()
+    for line in lines:
+        program, script, command, *words = shlex.split(line)
+        assert (program, script) == ("python", "main.py"), line
+        small = [] if "--help" in words or any(word.startswith("resume=") for word in words) else SMALL[command]
+        kept = [word for word in words if word.split("=")[0] not in {s.split("=")[0] for s in small} - {"experiment"}]
+        arguments = (command, *kept, *small)
+        if arguments in ran:
+            continue
+        ran.add(arguments)
+        result = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], cwd=tmp_path, check=False, text=True,
+                                capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+    assert {command for command, *_ in ran} == set(SMALL)
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {word for line in commands(ROOT / "README.md") for word in re.findall(r"make (\w+)", line)}
+    assert named == {"demo", "setup", "test", "check"}
+    assert named <= targets
