@@ -43,7 +43,8 @@ def run(argv: list[str]) -> int:
         return 0
     elif argv[1] in COMMANDS:
         try:
-            argv[1:] = [f"--config-name={argv[1]}", *_with_run_folder(argv[1], argv[2:])]
+            words = sorted(argv[2:], key=lambda word: word not in _SWEEP)  # argparse wants it before the overrides
+            argv[1:] = [f"--config-name={argv[1]}", *_with_run_folder(argv[1], words)]
         except _BadArgumentError as error:
             return _complain(str(error))
     elif not any(word.startswith("--config-name") for word in argv[1:]):
@@ -60,6 +61,8 @@ def run(argv: list[str]) -> int:
         return _complain(message)
     return _exit_code[0]
 
+
+_SWEEP = ("-m", "--multirun")
 
 _exit_code = [0]
 """What the command returned: Hydra keeps a task's return value to itself."""
@@ -111,7 +114,7 @@ def _with_run_folder(command: str, overrides: list[str]) -> list[str]:
         earlier = [word for word in map(str, OmegaConf.load(saved)) if not word.startswith("resume=")]
         return [f"hydra.run.dir={folder}", *earlier, *overrides]
     chosen = any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in overrides)
-    if chosen or {"-m", "--multirun", "--help", "-h", "--cfg", "-c", "--info", "-i"} & set(overrides):
+    if chosen or {*_SWEEP, "--help", "-h", "--cfg", "-c", "--info", "-i"} & set(overrides):
         return overrides
     return [f"hydra.run.dir=runs/{command}/{datetime.now():%Y-%m-%d_%H-%M-%S}", *overrides]
 

@@ -82,7 +82,7 @@ class TinyVLA(nn.Module):
 
     def _build(self) -> None:
         config, width = self.config, self.config.width
-        layers: list[nn.Module] = [nn.PixelUnshuffle(2)]  # the first, largest maps cost the most: halve them for free
+        layers: list[nn.Module] = []
         size, previous = self.spec.image_size // 2, 12
         for channels in config.channels:
             layers += [nn.Conv2d(previous, channels, 3, stride=2, padding=1), nn.ReLU()]
@@ -191,8 +191,9 @@ class TinyVLA(nn.Module):
     def _encode(self, frames: Mapping[str, Tensor], proprio: Tensor, words: Tensor) -> Float[Tensor, "n c"]:
         dtype = self.action_query.dtype
         images = torch.stack([frames[camera] for camera in self.spec.cameras], dim=1)
-        pixels = rearrange(images, "n camera h w c -> (n camera) c h w").to(dtype) / 127.5 - 1
-        maps = self.image_encoder(pixels.contiguous(memory_format=torch.channels_last))
+        # The first, largest maps cost the most: 2 x 2 pixels become 12 channels, while they are still bytes.
+        blocks = rearrange(images, "n camera (h i) (w j) c -> (n camera) h w (i j c)", i=2, j=2)
+        maps = self.image_encoder((blocks.to(dtype) / 127.5 - 1).permute(0, 3, 1, 2))
         image = self.image_projection(rearrange(maps, "(n camera) c h w -> n (camera c h w)", n=len(images)))
         count = (words > 0).sum(dim=1, keepdim=True).clamp(min=1)
         instruction = self.instruction_encoder(self.word_embedding(words).sum(dim=1) / count.sqrt())
