@@ -11,6 +11,7 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
+from wm_rl import cli
 from wm_rl.cli import COMMANDS, CONFIGS
 
 ROOT = Path(__file__).parents[1]
@@ -99,14 +100,24 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_a_mistake_is_one_line(words, said, tmp_path):
-    result = main(*words, folder=tmp_path)
-    assert result.returncode == 2, result.stderr
-    assert said in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["main.py", *words])
+    code = cli.run(sys.argv)
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert said in error
+    assert error.startswith("error: ")
+    assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "made").exists()
+
+
+def test_a_mistake_on_the_real_command_line(tmp_path):
+    result = main("train", "objective.bta=3", folder=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "error: there is no setting 'objective.bta', did you mean 'objective.beta'?\n"
 
 
 def test_completion_offers_commands_and_choices(monkeypatch):

@@ -35,7 +35,8 @@ commands: {", ".join(COMMANDS)}
 
 
 def run(argv: list[str]) -> int:
-    """Rewrite ``argv`` in place to what Hydra reads (Fabric starts its other ranks from it), then run the command."""
+    """Run what ``argv`` asks for. It is rewritten in place to what Hydra reads; Fabric starts its other ranks from it."""
+    _exit_code[0] = 0
     if _completing(argv):
         _completion_argv(argv)
     elif len(argv) < 2 or argv[1] in ("-h", "--help"):
