@@ -1,4 +1,4 @@
-"""The command line: everything composes, nothing that composes is ignored, every mistake is one line and exit code 2."""
+"""The command line: all of it composes, nothing that composes is ignored, a mistake is one line and exit code 2."""
 
 import dataclasses
 import inspect

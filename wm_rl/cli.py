@@ -35,7 +35,7 @@ commands: {", ".join(COMMANDS)}
 
 
 def run(argv: list[str]) -> int:
-    """Run what ``argv`` asks for. It is rewritten in place to what Hydra reads; Fabric starts its other ranks from it."""
+    """Run what ``argv`` asks for, rewritten in place to what Hydra reads: Fabric starts its other ranks from it."""
     _exit_code[0] = 0
     if _completing(argv):
         _completion_argv(argv)
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     elif argv[1] in COMMANDS:
         try:
             words = sorted(argv[2:], key=lambda word: word not in _SWEEP)  # argparse wants it before the overrides
-            argv[1:] = [f"--config-name={argv[1]}", *_with_run_folder(argv[1], words)]
+            argv[1:] = [f"--config-name={argv[1]}", f"hydra.job.name={argv[1]}", *_with_run_folder(argv[1], words)]
         except _BadArgumentError as error:
             return _complain(str(error))
     elif not any(word.startswith("--config-name") for word in argv[1:]):

@@ -12,6 +12,7 @@ that use a simulator run on the first rank; updates run on all of them, each dra
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +68,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Refuse counts that make no run."""
-        for name in ("iterations", "episodes_per_iteration", "updates_per_iteration", "demonstrations_per_task",
+        for name in ("iterations", "episodes_per_iteration", "updates_per_iteration", "log_episodes_per_task",
+                     "demonstrations_per_task",
                      "prefill_episodes", "branches_per_iteration", "refit_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
@@ -134,8 +136,12 @@ class Loop:
             episodes = self.config.log_episodes_per_task * len(stand_in.tasks)
             expert = ScriptedExpert(stand_in, self.expert)
             recorded = self._roll(stand_in, expert, episodes, "record", title="stand-in logs")
-            write_lerobot(self.folder / "logs", recorded, spec=stand_in.spec, statistics=stand_in.statistics,
+            partial, whole = self.folder / "logs.partial", self.folder / "logs"
+            for left_behind in (partial, whole):  # by an attempt that was killed
+                shutil.rmtree(left_behind, ignore_errors=True)
+            write_lerobot(partial, recorded, spec=stand_in.spec, statistics=stand_in.statistics,
                           fps=stand_in.spec.control_hz, version="v2.1")
+            partial.rename(whole)
         self._report_success("the robot stand-in recorded", recorded)
 
     def _ingest(self) -> None:

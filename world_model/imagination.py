@@ -40,9 +40,10 @@ class ImaginationEnv:
     """Satisfies ``data.types.Env``; all rows that are not parked share forward passes on the model's device.
 
     Reward is the change of the probability of success from one frame to the next. An episode terminates, with
-    success, once ``success_frames`` consecutive imagined frames reach ``success_threshold``; the probability is then
-    1, so that an imagined success is worth what a simulated one is. After ``horizon`` steps it is truncated. ``info["uncertainty"]`` is the error that the model expects of the frame, in units of its typical
-    one-step error: about 1 after one step, and growing with the steps that led to it (``rollout.CARRIED``).
+    success, once ``success_frames`` consecutive imagined frames reach ``success_threshold``; the probability is
+    then 1, so that an imagined success is worth what a simulated one is. After ``horizon`` steps it is truncated.
+    ``info["uncertainty"]`` is the error that the model expects of the frame, in units of its typical one-step
+    error: about 1 after one step, and growing with the steps that led to it (``rollout.CARRIED``).
     ``info["branch"]`` says where each row branched. Actions are clipped to [-1, 1].
     """
 

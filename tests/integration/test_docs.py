@@ -50,8 +50,9 @@ def test_the_commands_of_the_docs_run(tmp_path):
         if arguments in ran:
             continue
         ran.add(arguments)
-        result = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], cwd=tmp_path, check=False, text=True,
-                                capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        result = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], cwd=tmp_path, check=False,
+                                text=True, capture_output=True, timeout=300,
+                                env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     assert {command for command, *_ in ran} == set(SMALL)
 

@@ -17,14 +17,16 @@ from wm_rl.policy import TinyVLA
 ROOT = Path(__file__).parents[2]
 TINY = ["experiment=smoke", "loop.iterations=2", "loop.refit_every=1", "loop.updates_per_iteration=2",
         "cloning.steps=8", "world_model.steps=3", "world_model.round_steps=2", "evaluation.trials_per_task=2",
-        "env.config.max_episode_steps=14", "env.workers=1", "stand_in.workers=1", "stand_in.config.max_episode_steps=14"]
+        "env.config.max_episode_steps=14", "stand_in.config.max_episode_steps=14", "env.workers=1",
+        "stand_in.workers=1"]
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.xdist_group("train")]
 
 
 def start(*words):
-    return subprocess.Popen([sys.executable, "main.py", "train", *words], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+    return subprocess.Popen([sys.executable, "main.py", "train", *words], cwd=ROOT, text=True, start_new_session=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def finish(process):
@@ -76,6 +78,9 @@ def test_killed_in_every_stage_it_ends_the_same(whole, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         words = [f"resume={folder}"]
+        if stage == 0:  # as if it had been killed while the logs were written
+            (folder / "logs" / "meta").mkdir(parents=True, exist_ok=True)
+            (folder / "logs.partial" / "data").mkdir(parents=True, exist_ok=True)
     finish(start(*words))
     expected, got = ((run / "policy" / "policy.safetensors").read_bytes() for run in (whole, folder))
     assert got == expected
