@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from data.rollout import rollout
 from data.types import Env, Policy, Success, Trajectory, UserError
 from sim.intervals import Interval, paired_difference, wilson
 
 
+@runtime_checkable
 class TaskEnv(Env, Protocol):
     """An Env whose rows each play a task known beforehand, like ``sim.vector.VectorEnv``."""
 

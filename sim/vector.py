@@ -243,8 +243,9 @@ def _check(tasks: Sequence[str], num_envs: int, workers: int, source: Source | s
         check_name("task", task, TASKS)
     if str(source) not in (Source.SIM, Source.REAL):
         raise UserError(f"expected source sim or real, got {source!r}")
-    if num_envs < 1 or workers < 0:
-        raise UserError(f"expected num_envs >= 1 and workers >= 0, got {num_envs} and {workers}")
+    if num_envs < len(tasks) or workers < 0:
+        raise UserError(f"expected a row for each of {len(tasks)} tasks and workers >= 0, got num_envs={num_envs} and "
+                        f"workers={workers}; type e.g. env.num_envs={len(tasks)} env.workers=2")
     if importlib.util.find_spec("metaworld") is None or importlib.util.find_spec("mujoco") is None:
         raise UserError("expected Meta-World, which is not installed; type: pip install 'wm-rl[metaworld]'")
 

@@ -32,8 +32,9 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Refuse trials that are none, or that training could have seen."""
-        if self.trials_per_task < 1:
-            raise UserError(f"evaluation.trials_per_task must be at least 1, got {self.trials_per_task}")
+        for name in ("trials_per_task", "videos_per_task"):
+            if getattr(self, name) < 1:
+                raise UserError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.first_seed <= TRAINING_SEEDS - self.trials_per_task:
             raise UserError(f"evaluation.first_seed must lie in [0, {TRAINING_SEEDS - self.trials_per_task}], so that "
                             f"no goal was trained on; got {self.first_seed}")

@@ -128,9 +128,12 @@ class Learner:
         own = torch.stack([entropy, kl, value_loss]).detach().double() / world
         both = self._sum_over_ranks(torch.cat([own, sums.flatten()]))
         self.policy.version += 1
-        return {"entropy": float(both[0]), "kl_to_warm_start": float(both[1]), "value_loss": float(both[2]),
-                "gradient_norm": float(norm) if norm is not None else 0.0,
-                **staleness_metrics(both[3:].view_as(sums))}
+        metrics = {"entropy": float(both[0]), "value_loss": float(both[2]),
+                   "gradient_norm": float(norm) if norm is not None else 0.0,
+                   **staleness_metrics(both[3:].view_as(sums))}
+        if config.kl_coefficient > 0:  # without the pull it is not computed
+            metrics["kl_to_warm_start"] = float(both[1])
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: policy, reference, optimiser, version."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ LOG_RATIO_LIMIT = 20.0
 """Objectives without a trust weight of their own bound log r here: exp(20) = 4.9e8 is finite in fp32 and bf16."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A surrogate, known by its gradient coefficient."""
 

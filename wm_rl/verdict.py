@@ -121,13 +121,13 @@ def _curves(rows: list[dict[str, Any]]) -> list[Curve]:
         points = [(row["step"], row[name]) for row in rows if row["kind"] == kind and name in row]
         return [x for x, _ in points], [y for _, y in points]
 
-    plans = [("success while collecting (sampled, training goals)", "iteration", "train",
+    plans = [("success on training goals, sampled", "iteration", "train",
               {"simulation": "collected_success", "imagination": "imagined_success"}),
              ("effective sample share", "iteration", "train",
               {source.value: f"staleness/{source}/effective_sample_share" for source in Source}),
              ("gradient share", "iteration", "train",
               {source.value: f"gradient_share/{source}" for source in Source}),
-             ("entropy and KL to the warm start, per token", "iteration", "train",
+             ("per action token", "iteration", "train",
               {"entropy": "entropy", "KL": "kl_to_warm_start"}),
              ("value loss", "iteration", "train", {"value loss": "value_loss"}),
              ("cloning", "step", "clone", {"accuracy": "accuracy"})]

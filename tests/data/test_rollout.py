@@ -12,7 +12,7 @@ class CountingEnv:
 
     spec = Spec(cameras=("eye",), image_size=4, proprio_names=("seed", "step"), action_names=("x",), control_hz=2.0)
     statistics = Statistics.from_dict(
-        {"action_low": [-1], "action_high": [1], "proprio_mean": [0, 0], "proprio_std": [1, 1]})
+        {"action_low": [-1.0], "action_high": [1.0], "proprio_mean": [0.0, 0.0], "proprio_std": [1.0, 1.0]})
     source, embodiment, world_model_version = Source.SIM, "counter", -1
     max_episode_steps, metadata, provenance = 4, {"autoreset_mode": "disabled"}, {"simulator": "counter"}
 
