@@ -120,6 +120,19 @@ def test_a_mistake_on_the_real_command_line(tmp_path):
     assert result.stderr == "error: there is no setting 'objective.bta', did you mean 'objective.beta'?\n"
 
 
+@pytest.mark.parametrize("words", [["-m", "logs.image_size=8,16"], ["logs.image_size=8,16", "-m"],
+                                   ["logs.clip=true", "-m", "logs.image_size=8,16"]])
+def test_a_sweep_may_be_typed_in_any_order(words, tmp_path):
+    result = main("ingest", "source=nowhere", "store=made", *words, folder=tmp_path)
+    assert result.stdout.count("Launching") == 1
+    assert result.stderr.count("error: ") == 2  # one for each of the two jobs
+    assert result.returncode == 2
+
+
+def test_options_may_follow_overrides():
+    assert "epsilon: 0.3" in main("train", "objective=ppo_clip", "objective.epsilon=0.3", "--cfg", "job").stdout
+
+
 def test_completion_offers_commands_and_choices(monkeypatch):
     monkeypatch.setenv("COMP_LINE", "python main.py ev")
     assert main("-sc", "query=bash").stdout.split() == ["evaluate"]

@@ -44,8 +44,9 @@ def run(argv: list[str]) -> int:
         return 0
     elif argv[1] in COMMANDS:
         try:
-            words = sorted(argv[2:], key=lambda word: word not in _SWEEP)  # argparse wants it before the overrides
-            argv[1:] = [f"--config-name={argv[1]}", f"hydra.job.name={argv[1]}", *_with_run_folder(argv[1], words)]
+            options, overrides = _split(argv[2:])
+            argv[1:] = [f"--config-name={argv[1]}", *options, f"hydra.job.name={argv[1]}",
+                        *_with_run_folder(argv[1], options, overrides)]
         except _BadArgumentError as error:
             return _complain(str(error))
     elif not any(word.startswith("--config-name") for word in argv[1:]):
@@ -62,8 +63,6 @@ def run(argv: list[str]) -> int:
         return _complain(message)
     return _exit_code[0]
 
-
-_SWEEP = ("-m", "--multirun")
 
 _exit_code = [0]
 """What the command returned: Hydra keeps a task's return value to itself."""
@@ -103,7 +102,20 @@ def _instantiate(config: DictConfig, key: str) -> Any:
     return hydra.utils.instantiate(node, _convert_="all")
 
 
-def _with_run_folder(command: str, overrides: list[str]) -> list[str]:
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Options and overrides: Hydra's parser wants them in this order, people type them in any."""
+    options: list[str] = []
+    overrides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in ("--cfg", "-c", "--package", "-p", "--config-dir", "-cd"):
+            options += [word, *[value for value in [next(rest, None)] if value is not None]]
+        else:
+            (options if word.startswith("-") else overrides).append(word)
+    return options, overrides
+
+
+def _with_run_folder(command: str, options: list[str], overrides: list[str]) -> list[str]:
     """Fix the run's folder now, so that every rank agrees on it; ``resume=<run>`` brings back that run's overrides."""
     resumed = [word.removeprefix("resume=") for word in overrides if word.startswith("resume=")]
     if resumed and resumed[-1] not in ("null", ""):
@@ -115,9 +127,10 @@ def _with_run_folder(command: str, overrides: list[str]) -> list[str]:
         earlier = [word for word in map(str, OmegaConf.load(saved)) if not word.startswith("resume=")]
         return [f"hydra.run.dir={folder}", *earlier, *overrides]
     chosen = any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in overrides)
-    if chosen or {*_SWEEP, "--help", "-h", "--cfg", "-c", "--info", "-i"} & set(overrides):
+    if chosen:
         return overrides
-    return [f"hydra.run.dir=runs/{command}/{datetime.now():%Y-%m-%d_%H-%M-%S}", *overrides]
+    kind = "sweep" if {"-m", "--multirun"} & set(options) else "run"
+    return [f"hydra.{kind}.dir=runs/{command}/{datetime.now():%Y-%m-%d_%H-%M-%S}", *overrides]
 
 
 def _completing(argv: list[str]) -> bool:
