@@ -216,7 +216,7 @@ def _flatten(values: Any, prefix: str) -> Iterable[str]:
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word, [name for name in known if name != word], n=1)
     return f", did you mean '{close[0]}'?" if close else ""
 
 

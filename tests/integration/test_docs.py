@@ -20,7 +20,8 @@ SMALL = {
     "collect": [*ENV, "episodes=4"], "ingest": [], "pretrain": ["cloning.steps=3"],
     "train_world_model": ["world_model.steps=3", "held_out=0.3"], "train": LOOP,
     "evaluate": [*ENV, "evaluation.trials_per_task=1"],
-    "benchmark": ["experiment=smoke", "seeds=[3]", f"controls={{tiny: {LOOP}}}".replace("'", "")],
+    "benchmark": ["train_experiment=smoke", "seeds=[3]",
+                  f"controls=[{{_target_: wm_rl.commands.benchmark.Control, name: tiny, overrides: {LOOP}}}]"],
 }
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.xdist_group("docs")]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,21 @@ from wm_rl.journal import Journal
 SUITES = ("loop",)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """One way to run the loop."""
+
+    name: str
+    overrides: Sequence[str]
+
+
 def benchmark(
     *,
     folder: str,
     suite: str,
-    experiment: str,
+    train_experiment: str,
     seeds: Sequence[int],
-    controls: Mapping[str, Sequence[str]],
+    controls: Sequence[Control],
     jobs: int,
 ) -> int:
     """Run every control on every seed, ``jobs`` at a time with one core each; print the table, write ``results.json``.
@@ -44,8 +53,8 @@ def benchmark(
         raise UserError("a benchmark needs at least one seed, one control and one job")
     run = Path(folder)
     journal = Journal(run, [], enabled=True)
-    cells = [(name, seed, [f"experiment={experiment}", f"seed={seed}", *overrides])
-             for seed in seeds for name, overrides in controls.items()]
+    cells = [(control.name, seed, [f"experiment={train_experiment}", f"seed={seed}", *control.overrides])
+             for seed in seeds for control in controls]
     with ThreadPoolExecutor(jobs) as pool, journal.progress("runs", len(cells)) as bar:
         def work(cell: tuple[str, int, list[str]]) -> dict[str, Any]:
             name, seed, overrides = cell
@@ -54,7 +63,7 @@ def benchmark(
             return {"control": name, "seed": seed, "overrides": overrides, **_row(summary)}
 
         rows = list(pool.map(work, cells))
-    results = {"rows": rows, "against_full": _against_first(rows, list(controls))}
+    results = {"rows": rows, "against_full": _against_first(rows, [control.name for control in controls])}
     (run / "results.json").write_text(json.dumps(results, indent=2))
     _print(journal, results)
     journal.say(f"results: {run / 'results.json'}")
