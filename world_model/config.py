@@ -35,6 +35,8 @@ class WorldModelConfig:
     """Largest noise level on context frames in training; each row draws its own, and the model is told."""
     batch: int = 16
     learning_rate: float = 2e-3
+    round_learning_rate: float = 5e-4
+    """What the rate falls to by the end of the first fit, and stays at in later ones."""
     weight_decay: float = 0.01
     warmup: int = 50
     """Steps over which the learning rate rises from 0, once in a learner's life."""
@@ -60,7 +62,7 @@ class WorldModelConfig:
         for name in ("context", "layers_per_block", "pixel_unshuffle", "inference_steps", "batch", "success_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "steps", "round_steps", "success_ratio", "context_noise"):
+        for name in ("warmup", "round_learning_rate", "steps", "round_steps", "success_ratio", "context_noise"):
             if getattr(self, name) < 0:
                 raise UserError(f"world_model.{name}: expected at least 0, got {getattr(self, name)}")
         if not self.widths or any(width % 8 or width < 8 for width in self.widths):

@@ -34,6 +34,16 @@ Batch = dict[str, Any]
 Log = Callable[[int, Mapping[str, float]], None]
 
 
+def learning_rate(config: WorldModelConfig, step: int) -> float:
+    """Rise over ``warmup``, hold, fall over the second half of the first fit to what later fits keep.
+
+    Later fits at the peak rate sometimes diverged (docs/benchmarks.md).
+    """
+    rise = min(1.0, (step + 1) / max(1, config.warmup))
+    fall = min(1.0, max(0.0, 2 * step / max(1, config.steps) - 1))
+    return rise * (config.learning_rate + fall * (config.round_learning_rate - config.learning_rate))
+
+
 class VideoModule(lightning.LightningModule):
     """Fits ``ActionUNet``: EDM's denoising loss, next proprio, and the size of its own error."""
 
@@ -56,7 +66,7 @@ class VideoModule(lightning.LightningModule):
         """Loss of the batch of step ``self.steps``."""
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (self.steps + 1) / max(1, config.warmup))
+            group["lr"] = learning_rate(config, self.steps)
         prediction, target, sigma = self._predict(batch)
         error = (prediction.frame - target).square().mean((1, 2, 3))
         weight = (sigma**2 + config.sigma_data**2) / (sigma * config.sigma_data) ** 2

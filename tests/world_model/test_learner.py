@@ -8,6 +8,7 @@ import torch
 from data.types import UserError
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
+from world_model.training import learning_rate
 
 TINY = WorldModelConfig(widths=(16, 24), batch=4, success_batch=8, warmup=2)
 
@@ -104,3 +105,9 @@ def test_actions_matter_and_success_is_seen_after_a_small_fit(store):
     assert result["proprio_model_4"] < 0.5 * result["proprio_copy_4"]
     assert result["success_auroc"] > 0.95
     assert result["success_ece"] < 0.1
+
+
+def test_the_learning_rate_falls_before_later_fits():
+    config = WorldModelConfig(learning_rate=1e-3, round_learning_rate=1e-4, warmup=10, steps=100)
+    rates = [learning_rate(config, step) for step in (0, 9, 50, 75, 100, 500)]
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-3, 5.5e-4, 1e-4, 1e-4])
