@@ -42,9 +42,6 @@ from wm_rl.seeding import training_episode
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
-DIVERGED = 1.5
-"""A refit whose training error exceeds this times the best so far has diverged: it is undone."""
-
 STAGES = ("record", "ingest", "demonstrate", "clone", "prefill", "fit", "improve")
 
 
@@ -271,20 +268,15 @@ class Loop:
 
     def _fit_world_model(self, steps: int, title: str | None) -> None:
         model, store = self._model(), self.store()
-        before, version = model.state_dict(), model.version
         if title is None:
             metrics = model.fit(store, steps)
         else:
             both = steps + round(steps * self.world_model_config.success_ratio)
             with self.journal.progress(title, both) as bar:
                 metrics = model.fit(store, steps, log=lambda step, values: bar.advance())
-        self.journal.record("world_model", version, metrics)
-        best = self.progress.get("model_error", float("inf"))
-        if metrics["world_model/rmse"] > DIVERGED * best:
-            self.journal.say("this refit made the world model worse; it is undone")
-            model.load_state_dict(before)
-        else:
-            self.progress["model_error"] = min(best, metrics["world_model/rmse"])
+        self.journal.record("world_model", model.version - 1, metrics)
+        if metrics["world_model/undone"]:
+            self.journal.say("this refit made the world model worse; it was undone")
 
     def _warm_policy(self, store: ReplayStore) -> TinyVLA:
         if self.config.warm_start is not None:

@@ -30,6 +30,9 @@ from world_model.training import StoreDataModule, SuccessModule, SuccessSampler,
 
 Log = Callable[[int, Mapping[str, float]], None]
 
+DIVERGED = 1.5
+"""A later fit whose training error exceeds this times the best so far has diverged: it is undone."""
+
 
 class WorldModelLearner:
     """Video model, success model, their optimisers and counters."""
@@ -54,6 +57,7 @@ class WorldModelLearner:
         self.device = torch.device(device)
         self.version = 0
         """Number of fits."""
+        self._best_error = float("inf")
         self._cached: WorldModelPipeline | None = None
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
@@ -78,7 +82,8 @@ class WorldModelLearner:
 
         Continues from this learner's own optimisers and counters. ``log(step, metrics)`` is called after every step.
         Returns the means of the metrics over the last quarter of the steps, and how many were made of each kind. The
-        success model is left alone while the store has no frame that shows success, or none that does not.
+        success model is left alone while the store has no frame that shows success, or none that does not. A later
+        fit that diverged (``DIVERGED``) is undone, all but its ``version``, and says ``world_model/undone`` 1.
 
         Raises:
             UserError: when a source with a weight has no episodes, or the store has other cameras or dimensions.
@@ -86,7 +91,7 @@ class WorldModelLearner:
         """
         if store.spec.to_dict() != self.spec.to_dict():
             raise UserError(f"the world model was made for {self.spec}, the replay store {store.path} has {store.spec}")
-        config, history = self.config, _History(log)
+        config, history, before = self.config, _History(log), self.state_dict()
         video = VideoSampler(store, config, self.seed)
         success = SuccessSampler(store, sources=config.sources, seed=self.seed)
         self._cached = None
@@ -96,8 +101,15 @@ class WorldModelLearner:
             self._success.model.prior.fill_(success.prior)
             self._run(self._success, success, success_steps, config.success_batch, history)
         self.version += 1
+        metrics = history.means()
+        error = metrics.get("world_model/rmse", self._best_error)
+        undone = not error <= DIVERGED * self._best_error  # a NaN as well
+        if undone:
+            self.load_state_dict(before | {"version": self.version})
+        self._best_error = min(self._best_error, error)
         return {
-            **history.means(),
+            **metrics,
+            "world_model/undone": float(undone),
             "world_model/steps": float(self._video.steps),
             "world_model/success_steps": float(self._success.steps),
             "world_model/version": float(self.version),
@@ -110,6 +122,7 @@ class WorldModelLearner:
             "seed": self.seed,
             "steps": self._video.steps,
             "success_steps": self._success.steps,
+            "best_error": self._best_error,
             "video": self._video.unet.state_dict(),
             "average": self._video.average.state_dict(),
             "success": self._success.model.state_dict(),
@@ -132,7 +145,7 @@ class WorldModelLearner:
         self._video.optimizer.load_state_dict(copy.deepcopy(state["video_optimizer"]))
         self._success.optimizer.load_state_dict(copy.deepcopy(state["success_optimizer"]))
         self._video.steps, self._success.steps = state["steps"], state["success_steps"]
-        self.version, self.seed = state["version"], state["seed"]
+        self.version, self.seed, self._best_error = state["version"], state["seed"], state["best_error"]
         self._video.seed = self.seed
         self._cached = None
 

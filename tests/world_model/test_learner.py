@@ -94,6 +94,22 @@ def test_bad_input_is_one_line(store, tmp_path):
         learner(store).load_state_dict(learner(store, WorldModelConfig(widths=(8, 16))).state_dict())
 
 
+def test_a_later_fit_that_diverges_is_undone(store):
+    first = learner(store)
+    assert first.fit(store, 4)["world_model/undone"] == 0
+    before = first.state_dict()
+    wild = learner(store, dataclasses.replace(TINY, learning_rate=30.0, round_learning_rate=30.0, warmup=1))
+    wild.load_state_dict(before)
+    metrics = wild.fit(store, 6)
+    after = wild.state_dict()
+    assert metrics["world_model/undone"] == 1
+    assert (before.pop("version"), after.pop("version")) == (1, 2)
+    assert same(before, after)
+    sane = learner(store)
+    sane.load_state_dict(wild.state_dict())
+    assert sane.fit(store, 4)["world_model/undone"] == 0
+
+
 @pytest.mark.slow
 def test_actions_matter_and_success_is_seen_after_a_small_fit(store):
     config = WorldModelConfig(widths=(16, 24), batch=16, warmup=20, learning_rate=4e-3, ema=0.98)
