@@ -122,6 +122,8 @@ def ingest(source: str | Path, store: str | Path, config: IngestConfig) -> Inges
         report.clipped += clipped[episode.index]
         report.success[episode.success.value] = report.success.setdefault(episode.success.value, 0) + 1
     report.missing, report.refused = dataset.report.missing, dataset.report.refused
+    if replay is not None:
+        replay.close()
     if not report.added and not report.already:
         raise UserError(_nothing_read(dataset))
     return report

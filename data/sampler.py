@@ -11,10 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.draw import EpisodeDraw, Limits
+from data.layout import EPISODE, WORDS
 from data.segment import Segment
 from data.store import ReplayStore
 from data.types import Behaviour, DecisionBatch, Source, StepBatch, Success, UserError
 
+_LENGTH, _DECISIONS, _SUCCESS, _BEHAVIOUR = map(EPISODE.index, ("length", "decisions", "success", "behaviour"))
+_YES, _UNKNOWN = WORDS["success"].index(Success.YES), WORDS["behaviour"].index(Behaviour.UNKNOWN)
+_ALL = slice(None)
 _DECISION_STREAM, _STEP_STREAM = 1, 2
 
 
@@ -32,6 +37,10 @@ class ReplayConfig:
     """Weight of each source: sim, real, imagined."""
     capacity: Mapping[str, int | None]
     """For each source, how many of its newest usable episodes may be drawn; None is all of them."""
+    max_lag: int | None = None
+    """See ``Limits``, as the next two."""
+    max_age: float | None = None
+    task_weights: str = "uniform"
 
     def __post_init__(self) -> None:
         for name in ("windows", "decisions"):
@@ -48,57 +57,55 @@ class ReplayConfig:
             limit = self.capacity[source.value]
             if limit is not None and limit < 1:
                 raise UserError(f"replay.capacity.{source.value}: expected at least 1 or null, got {limit}")
+        self.limits()
+
+    def limits(self) -> Limits:
+        """What may be drawn."""
+        return Limits(capacity=self.capacity, max_lag=self.max_lag, max_age=self.max_age,
+                      task_weights=self.task_weights)
 
 
 class DecisionSampler:
     """Windows of decisions for a learner.
 
-    Each source gets its share of the windows by largest remainder. A window's episode is drawn uniformly among the
-    usable ones (behaviour known, newest ``capacity``), its first decision uniformly among those that leave room for
+    Each source gets its share of the windows by largest remainder. A window's episode is drawn among the usable ones
+    (behaviour known, within the limits; ``data.draw``), its first decision uniformly among those that leave room for
     ``decisions`` of them. Call ``store.refresh()`` to draw from what others appended meanwhile.
     """
 
-    def __init__(self, store: ReplayStore, config: ReplayConfig, *, chunk: int, seed: int) -> None:
+    def __init__(
+        self, store: ReplayStore, config: ReplayConfig, *, chunk: int, seed: int, priority_exponent: float = 0.0
+    ) -> None:
         """``chunk``: actions per decision ``k`` that the learner's policy has."""
         self.store, self.config, self.chunk, self.seed = store, config, chunk, seed
-        self._generation = -1
-        self._candidates: dict[Source, np.ndarray] = {}
+        self.episodes = EpisodeDraw(store, config.limits(), _has_decisions, priority_exponent=priority_exponent)
 
-    def sample(self, step: int, *, rank: int = 0, world_size: int = 1) -> DecisionBatch:
+    def sample(
+        self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
+    ) -> DecisionBatch:
         """Rank ``rank``'s share of batch number ``step``; all shares concatenated are the batch of one process.
 
-        Raises ``UserError`` when a source with a weight has nothing that can be drawn.
+        ``version`` is that of the policy in training, ``now`` the time in s since 1970: what ``max_lag`` and
+        ``max_age`` are measured against. Raises ``UserError`` when a source with a weight has nothing to draw.
         """
-        self._index()
-        episodes, starts = self._plan(step)
+        episodes, starts = self.plan(step, version=version, now=now)
         first, last = (len(episodes) * r // world_size for r in (rank, rank + 1))
         return self._read(episodes[first:last], starts[first:last])
 
-    def _index(self) -> None:
-        """List the episodes that may be drawn, again whenever the store has changed."""
-        if self._generation == self.store.generation:
-            return
-        episodes = self.store.episodes
-        self._counts = np.array([len(rows) for segment in self.store.segments for rows in segment.decisions], int)
-        usable = (episodes.behaviour != Behaviour.UNKNOWN.value) & (self._counts > 0)
-        for source in Source:
-            indices = np.flatnonzero(usable & (episodes.source == source.value))
-            limit = self.config.capacity[source.value]
-            self._candidates[source] = indices if limit is None else indices[-limit:]
-        self._generation = self.store.generation
-
-    def _plan(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def plan(
+        self, step: int, *, version: int | None = None, now: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Episode and first decision of every window of the global batch, in random order."""
-        config = self.config
+        config, table = self.config, self.store.episodes
+        self.episodes.update(version=version, now=now)
         rng = _generator(self.seed, step, _DECISION_STREAM)
         drawn = []
         for source, windows in shares(config.mix, config.windows).items():
-            candidates = self._candidates[source]
-            if len(candidates) == 0:
+            if not self.episodes.any(source):
                 raise UserError(_nothing_to_draw(self.store, source, config.mix[source.value]))
-            drawn.append(candidates[rng.integers(len(candidates), size=windows)])
+            drawn.append(self.episodes.draw(rng, source, windows))
         episodes = rng.permutation(np.concatenate(drawn))  # so that every rank gets every source
-        starts = rng.integers(np.maximum(0, self._counts[episodes] - config.decisions) + 1)
+        starts = rng.integers(np.maximum(0, table.code("decisions")[episodes] - config.decisions) + 1)
         return episodes, starts
 
     def _read(self, episodes: np.ndarray, starts: np.ndarray) -> DecisionBatch:
@@ -115,8 +122,10 @@ class DecisionSampler:
         for j, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
             segment, row = self.store.locate(episode)
             columns = segment.columns
-            end = segment.starts[row] + segment.lengths[row]
-            borders = np.append(segment.decisions[row][start : start + d + 1], end)[: d + 1]
+            begin, length = segment.table[row, :2].tolist()
+            end = begin + length
+            decided = np.flatnonzero(columns["decision"][begin:end]) + begin
+            borders = np.append(decided[start : start + d + 1], end)[: d + 1]
             rows, following, n = borders[:-1], borders[-1], len(borders) - 1
             span = np.diff(borders)
             inside = np.arange(k) < span[:, None]
@@ -161,41 +170,41 @@ class StepSampler:
     """
 
     def __init__(
-        self, store: ReplayStore, *, sources: Mapping[str, float], context: int, horizon: int, seed: int
+        self, store: ReplayStore, *, sources: Mapping[str, float], context: int, horizon: int, seed: int,
+        limits: Limits | None = None, priority_exponent: float = 0.0,
     ) -> None:
         """``sources``: weight of each source; one left out counts 0. ``context``, ``horizon``: see ``StepBatch``."""
         check_weights("sources", sources)
         if context < 1 or horizon < 1:
             raise UserError(f"context and horizon: expected at least 1 frame each, got {context} and {horizon}")
         self.store, self.sources, self.context, self.horizon, self.seed = store, sources, context, horizon, seed
-        self._generation = -1
-        self._candidates: dict[Source, tuple[np.ndarray, np.ndarray]] = {}
+        self.episodes = EpisodeDraw(store, limits or Limits(), self._positions, priority_exponent=priority_exponent)
 
-    def sample(self, step: int, batch: int) -> StepBatch:
+    def sample(
+        self, step: int, batch: int, *, version: int | None = None, now: float | None = None
+    ) -> StepBatch:
         """Batch number ``step`` of ``batch`` windows. Raises ``UserError`` when a source with a weight is empty."""
-        self._index()
+        return self._read(*self.plan(step, batch, version=version, now=now))
+
+    def plan(
+        self, step: int, batch: int, *, version: int | None = None, now: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Episode and position of every window."""
+        self.episodes.update(version=version, now=now)
         rng = _generator(self.seed, step, _STEP_STREAM)
-        episodes, positions = [], []
+        drawn = []
         for source, windows in shares(self.sources, batch).items():
-            indices, ends = self._candidates[source]
-            if len(indices) == 0:
+            if not self.episodes.any(source):
                 raise UserError(f"the replay store {self.store.path} has no {source.value} episodes, but sources."
                                 f"{source.value}={self.sources[source.value]}; add some, or set it to 0")
-            place = rng.integers(ends[-1], size=windows)
-            at = np.searchsorted(ends, place, side="right")
-            episodes.append(indices[at])
-            positions.append(place - np.concatenate([[0], ends])[at])
-        return self._read(np.concatenate(episodes), np.concatenate(positions))
+            drawn.append(self.episodes.draw(rng, source, windows))
+        episodes = np.concatenate(drawn)
+        positions = self._positions(self.store.episodes.rows(0, len(self.store.episodes)), episodes)
+        return episodes, rng.integers(positions)
 
-    def _index(self) -> None:
-        if self._generation == self.store.generation:
-            return
-        episodes = self.store.episodes
-        for source in Source:
-            indices = np.flatnonzero(episodes.source == source.value)
-            positions = np.maximum(episodes.length[indices] - self.horizon, 0) + 1
-            self._candidates[source] = indices, np.cumsum(positions)
-        self._generation = self.store.generation
+    def _positions(self, table: np.ndarray, rows: np.ndarray | slice = _ALL) -> np.ndarray:
+        """How many positions an episode has."""
+        return np.maximum(table[rows, _LENGTH] - self.horizon, 0) + 1
 
     def _read(self, episodes: np.ndarray, positions: np.ndarray) -> StepBatch:
         spec, table = self.store.spec, self.store.episodes
@@ -221,6 +230,10 @@ class StepSampler:
             source=[Source(name) for name in table.source[episodes]], success_frame=torch.from_numpy(done),
             success_known=torch.from_numpy(table.success[episodes] != Success.UNKNOWN.value),
         )
+
+
+def _has_decisions(table: np.ndarray) -> np.ndarray:
+    return (table[:, _BEHAVIOUR] != _UNKNOWN) & (table[:, _DECISIONS] > 0)
 
 
 def shares(weights: Mapping[str, float], total: int) -> dict[Source, int]:
@@ -253,15 +266,17 @@ def check_weights(name: str, weights: Mapping[str, float]) -> None:
 
 
 def _nothing_to_draw(store: ReplayStore, source: Source, weight: float) -> str:
-    recorded = int((store.episodes.source == source.value).sum())
-    found = f"{recorded} episodes, none with a known behaviour" if recorded else "no episodes"
+    own = store.episodes.source == source.value
+    known = own & (store.episodes.behaviour != Behaviour.UNKNOWN.value)
+    why = "within replay.max_lag and replay.max_age" if known.any() else "with a known behaviour"
+    found = f"{own.sum()} episodes, none {why}" if own.any() else "no episodes"
     return (f"replay.mix.{source.value}={weight}, but the replay store {store.path} has {found} of source "
             f"{source.value}; add some, or type replay.mix.{source.value}=0")
 
 
 def _ends_in_success(segment: Segment, row: int) -> bool:
     last = segment.starts[row] + segment.lengths[row] - 1
-    return segment.episodes[row]["success"] == Success.YES and bool(segment.columns["terminated"][last])
+    return segment.table[row, _SUCCESS] == _YES and bool(segment.columns["terminated"][last])
 
 
 def _generator(seed: int, step: int, stream: int) -> np.random.Generator:

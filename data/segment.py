@@ -1,195 +1,397 @@
-"""One sealed segment of a replay store: the episodes of one append, as a plain Zarr v3 group.
+"""One segment of a replay store: a run of episodes of one source, written as a log, then sealed as a Zarr v3 group.
 
-Every array has one uncompressed chunk, whose file is the array's bytes in C order. So any Zarr reader opens a
-segment, and this module reads it with ``np.memmap`` and ``np.fromfile`` without the Zarr library.
+    open/<number>/   journal, header.json, <column>/c.0…   being written; the columns' files are as long as they may get
+    seg/<number>/    zarr.json, <column>/…, episode, crc32c, provenance     sealed: it never changes again
 
-An episode of ``t`` control steps takes ``t + 1`` rows; its last row holds the final observation and no action.
+An episode's rows are written before its journal record, so a record means that the rows are there. An episode of ``t``
+control steps takes ``t + 1`` rows; its last row holds the final observation and no action.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
-from data.types import NOT_OURS, UNKNOWN_TOKEN, Behaviour, Source, Spec, Success, Trajectory, UserError
+from data import journal
+from data.compressed import open_compressed
+from data.layout import (
+    ACTED,
+    EPISODE,
+    FINAL,
+    OBSERVED,
+    SCHEMA_VERSION,
+    WORDS,
+    chunk_file,
+    field_table,
+    read_array,
+    read_attributes,
+    row_bytes,
+    shard_bytes,
+    shard_index,
+    sign,
+    write_array,
+    write_column_metadata,
+    write_group,
+    write_json,
+)
+from data.mapping import map_file
+from data.types import Behaviour, Source, Spec, Success, Trajectory, UserError
 
-SCHEMA_VERSION = 1
-
-OBSERVED = {"proprio": "<f4", "timestamp": "<f8"}
-"""Columns with a value in every row, and their dtype on disk."""
-
-ACTED = {"action": "<f4", "action_token": "<i2", "log_prob": "<f4", "reward": "<f4", "terminated": "|b1",
-         "truncated": "|b1", "decision": "|b1", "policy_version": "<i8", "uncertainty": "<f4"}
-"""Columns of control steps; an episode's last row holds their ``FINAL`` value."""
-
-FINAL = {"action": 0, "action_token": UNKNOWN_TOKEN, "log_prob": np.nan, "reward": 0, "terminated": False,
-         "truncated": False, "decision": False, "policy_version": NOT_OURS, "uncertainty": 0}
-
-UNITS = {"timestamp": "s since the episode began", "action": "normalised to [-1, 1] by the store's statistics",
-         "action_token": f"bin; {UNKNOWN_TOKEN}: nobody tokenised", "log_prob": "nat; NaN: unknown",
-         "policy_version": f"gradient updates; {NOT_OURS}: not one of ours"}
-
-_ZARR_TYPES = {"|u1": "uint8", "|b1": "bool", "<i2": "int16", "<i8": "int64", "<f4": "float32", "<f8": "float64"}
-
-
-def field_table(spec: Spec) -> dict[str, dict[str, Any]]:
-    """Every per-row array of a segment: shape of one row, dtype, dimension names, unit. Stored as an attribute."""
-    axes: dict[str, tuple[list[int], list[str]]] = {"proprio": ([spec.proprio_dim], ["proprio_name"])}
-    axes |= {name: ([spec.action_dim], ["action_name"]) for name in ("action", "action_token", "log_prob")}
-    table = {}
-    for name, dtype in (OBSERVED | ACTED).items():
-        shape, dimensions = axes.get(name, ([], []))
-        table[name] = {"shape": shape, "dtype": dtype, "dimensions": ["time", *dimensions],
-                       "unit": UNITS.get(name, "")}
-    size = spec.image_size
-    for camera in spec.cameras:
-        table[f"rgb_{camera}"] = {"shape": [size, size, 3], "dtype": "|u1", "unit": "RGB",
-                                  "dimensions": ["time", "height", "width", "channel"]}
-    return table
-
-
-def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Make the folder a Zarr v3 group."""
-    path.mkdir(parents=True, exist_ok=True)
-    metadata = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    (path / "zarr.json").write_text(json.dumps(metadata, indent=1, allow_nan=False))
-
-
-def read_attributes(path: Path) -> dict[str, Any]:
-    """Attributes of a group."""
-    return json.loads((path / "zarr.json").read_text())["attributes"]
-
-
-def write_array(path: Path, parts: Iterable[np.ndarray], *, dtype: str, dimensions: Sequence[str]) -> None:
-    """Write ``parts``, concatenated along their first axis, as a Zarr v3 array of one uncompressed chunk."""
-    path.mkdir()
-    rows, row_shape = 0, ()
-    with (path / _chunk_name(len(dimensions))).open("wb") as file:
-        for part in parts:
-            part = np.ascontiguousarray(part, dtype)
-            rows, row_shape = rows + len(part), part.shape[1:]
-            file.write(part.data)
-    shape = [rows, *row_shape]
-    kind = _ZARR_TYPES[dtype]
-    metadata = {
-        "zarr_format": 3, "node_type": "array", "shape": shape, "data_type": kind,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": False if kind == "bool" else 0, "attributes": {}, "dimension_names": list(dimensions),
-        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-    }
-    (path / "zarr.json").write_text(json.dumps(metadata))
-
-
-def write_segment(path: Path, trajectories: Sequence[Trajectory], spec: Spec) -> None:
-    """Write the group ``path``. Nothing else may read it before it is moved to where readers look."""
-    write_group(path, {"schema_version": SCHEMA_VERSION, "episodes": [_describe(t) for t in trajectories]})
-    for name, field in field_table(spec).items():
-        write_array(path / name, (_rows(t, name) for t in trajectories),
-                    dtype=field["dtype"], dimensions=field["dimensions"])
-    lengths = np.array([len(t) for t in trajectories])
-    starts = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
-    write_array(path / "ep_start", [starts], dtype="<i8", dimensions=["episode"])
-    write_array(path / "ep_len", [lengths], dtype="<i8", dimensions=["episode"])
+_COLUMN = {name: i for i, name in enumerate(EPISODE)}
 
 
 class Segment:
-    """A segment on disk. Small columns are read into memory once; frames stay mapped files.
+    """A segment as a reader sees it: tables in memory, columns mapped. ``refresh`` sees what an open one has gained."""
 
-    ``columns`` are the rows as recorded, except where an ``overlay`` group (see ``ReplayStore.label_behaviour``)
-    gives episodes of unknown behaviour a cloned one.
-    """
+    def __init__(self, path: Path, spec: Spec) -> None:
+        """Raises ``FileNotFoundError`` when it was moved meanwhile, ``UserError`` when it is damaged."""
+        self.path, self.name, self.spec = path, path.name, spec
+        self.sealed = path.parent.name == "seg"
+        self.tier = "hot"
+        self.columns: dict[str, Any] = {}
+        """Arrays ``[rows, ...]``; those of frames are ``CompressedColumn`` in a cold segment."""
+        self.words: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
+        """Code of every task and instruction of this segment, in the order of the codes."""
+        self._records: list[dict[str, Any]] = []
+        self._offset = 0
+        self.table = np.empty((0, len(EPISODE)), np.int64)
+        """``[episodes, columns]``, the columns named by ``EPISODE``."""
+        if self.sealed:
+            self._load()
+        else:
+            self._fields = field_table(spec)
+            self.refresh()
 
-    def __init__(self, path: Path, spec: Spec, overlay: Path | None) -> None:
-        """Raises ``UserError`` when a file is missing or not as long as the segment's rows say."""
-        self.name = path.name
-        attributes = read_attributes(path)
-        self.episodes: list[dict[str, Any]] = attributes["episodes"]
-        self.lengths = _read(path / "ep_len", "<i8", (len(self.episodes),))
-        self.starts = _read(path / "ep_start", "<i8", (len(self.episodes),))
-        self.rows = int(self.starts[-1] + self.lengths[-1] + 1)
-        self.columns: dict[str, np.ndarray] = {}
-        for name, field in field_table(spec).items():
-            read = _map if name.startswith("rgb_") else _read
-            self.columns[name] = read(path / name, field["dtype"], (self.rows, *field["shape"]))
-        self.behaviours = [Behaviour(episode["behaviour"]) for episode in self.episodes]
-        if overlay is not None:
-            self._lay_over(overlay)
+    def __len__(self) -> int:
+        return len(self.table)
 
-    def _lay_over(self, overlay: Path) -> None:
-        unknown = self.unknown_rows()
-        for name in ("action_token", "log_prob", "decision"):
-            column = self.columns[name]
-            column[unknown] = _read(overlay / name, ACTED[name], column.shape)[unknown]
-        self.behaviours = [Behaviour.CLONED if b is Behaviour.UNKNOWN else b for b in self.behaviours]
+    @property
+    def rows(self) -> int:
+        """Rows of the committed episodes."""
+        return int(self.table[-1, 0] + self.table[-1, 1] + 1) if len(self.table) else 0
+
+    @property
+    def starts(self) -> np.ndarray:
+        """First row of each episode."""
+        return self.table[:, _COLUMN["start"]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Control steps of each episode."""
+        return self.table[:, _COLUMN["length"]]
+
+    def refresh(self) -> None:
+        """See what was committed to an open segment since."""
+        if self.sealed:
+            return
+        records, self._offset = journal.read(self.path / "journal", self._offset)
+        episodes = [episode for record in records for episode in record]
+        if not episodes:
+            return
+        self._records += episodes
+        rows = [describe(episode, self.words) for episode in episodes]
+        self.table = np.concatenate([self.table, np.array(rows, np.int64)])
+        for name, field in self._fields.items():
+            if len(self.columns.get(name, ())) < self.rows:
+                file = chunk_file(self.path / name, 1 + len(field["shape"]))
+                room = file.stat().st_size // max(row_bytes(field), 1)
+                self.columns[name] = map_file(file, field["dtype"], (room, *field["shape"]))
+
+    def provenance(self, row: int) -> dict[str, Any]:
+        """Where episode ``row`` came from."""
+        if not self.sealed:
+            return self._records[row]["provenance"]
+        end = self.table[:, _COLUMN["provenance_end"]]
+        begin = int(end[row - 1]) if row else 0
+        content = map_file(chunk_file(self.path / "provenance", 1), "|u1", (int(end[-1]),))
+        return json.loads(content[begin : end[row]].tobytes())
 
     def unknown_rows(self) -> np.ndarray:
         """``[rows]`` bool: control steps of episodes whose recorded behaviour is unknown."""
         mask = np.zeros(self.rows, bool)
-        for start, length, episode in zip(self.starts, self.lengths, self.episodes, strict=True):
-            mask[start : start + length] = episode["behaviour"] == Behaviour.UNKNOWN
+        unknown = WORDS["behaviour"].index(Behaviour.UNKNOWN)
+        for start, length, behaviour in self.table[:, [0, 1, _COLUMN["behaviour"]]].tolist():
+            mask[start : start + length] = behaviour == unknown
         return mask
 
-    @cached_property
-    def decisions(self) -> list[np.ndarray]:
-        """Per episode, the rows of this segment at which its policy decided."""
-        rows = np.flatnonzero(self.columns["decision"])
-        return [rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + length)]
-                for start, length in zip(self.starts, self.lengths, strict=True)]
+    def lay_over(self, overlay: Path) -> None:
+        """Give the episodes of unknown behaviour the estimated one of an overlay group."""
+        unknown = self.unknown_rows()
+        for name in ("action_token", "log_prob", "decision"):
+            shape = (self.rows, *self.columns[name].shape[1:])
+            column = self.columns[name][: self.rows].copy()
+            column[unknown] = read_array(overlay / name, ACTED[name], shape)[unknown]
+            self.columns[name] = column
+        known = self.table[:, _COLUMN["behaviour"]] != WORDS["behaviour"].index(Behaviour.UNKNOWN)
+        self.table = self.table.copy()
+        self.table[~known, _COLUMN["behaviour"]] = WORDS["behaviour"].index(Behaviour.CLONED)
+        counts = np.add.reduceat(self.columns["decision"].astype(np.int64), self.starts)
+        self.table[~known, _COLUMN["decisions"]] = counts[~known]
 
-    def trajectory(self, row: int, cameras: Sequence[str]) -> Trajectory:
+    def trajectory(self, row: int) -> Trajectory:
         """Episode ``row``, copied out of the segment."""
-        start, steps = self.starts[row], self.lengths[row]
-        episode = self.episodes[row]
-        values: dict[str, Any] = {name: self.columns[name][start : start + steps].copy() for name in ACTED}
-        values |= {name: self.columns[name][start : start + steps + 1].copy() for name in OBSERVED}
-        frames = {camera: self.columns[f"rgb_{camera}"][start : start + steps + 1].copy() for camera in cameras}
+        start, steps = self.table[row, :2].tolist()
+        values: dict[str, Any] = {name: np.array(self.columns[name][start : start + steps]) for name in ACTED}
+        values |= {name: np.array(self.columns[name][start : start + steps + 1]) for name in OBSERVED}
+        frames = {camera: np.array(self.columns[f"rgb_{camera}"][start : start + steps + 1])
+                  for camera in self.spec.cameras}
+        episode = dict(zip(EPISODE, self.table[row].tolist(), strict=True))
+        words = {name: list(codes)[episode[name]] for name, codes in self.words.items()}
         return Trajectory(
-            frames=frames, **values, source=Source(episode["source"]), success=Success(episode["success"]),
-            behaviour=self.behaviours[row],
-            **{name: episode[name] for name in ("task", "instruction", "embodiment", "world_model_version",
-                                                "provenance")})
+            frames=frames, **values, source=Source(WORDS["source"][episode["source"]]),
+            success=Success(WORDS["success"][episode["success"]]),
+            behaviour=Behaviour(WORDS["behaviour"][episode["behaviour"]]), embodiment=self.embodiment,
+            world_model_version=episode["world_model_version"], provenance=self.provenance(row), **words)
+
+    @property
+    def embodiment(self) -> str:
+        """Of all its episodes."""
+        return self._embodiment if self.sealed else self._records[0]["embodiment"]
+
+    def _load(self) -> None:
+        """Read a sealed segment, again when a compressed one took its place meanwhile (``data.cold``)."""
+        while True:
+            folder = self.path.stat().st_ino
+            try:
+                self._read()
+            except (FileNotFoundError, ValueError, KeyError) as error:
+                if self.path.stat().st_ino == folder:
+                    raise UserError(f"damaged segment: {self.path}: {error}; restore it, or type python main.py store "
+                                    f"action=verify repair=true store={self.path.parent.parent}") from None
+            else:
+                if self.path.stat().st_ino == folder:
+                    return
+
+    def _read(self) -> None:
+        attributes = read_attributes(self.path)
+        self.tier = attributes["tier"]
+        self.words = {name: {word: i for i, word in enumerate(attributes[name])} for name in self.words}
+        self._embodiment = attributes["embodiment"]
+        self.table = read_array(self.path / "episode", "<i8", (attributes["episodes"], len(EPISODE)))
+        for name, field in field_table(self.spec).items():
+            if self.tier == "cold" and name.startswith("rgb_"):
+                codec = attributes["codec"]["name"]
+                self.columns[name] = open_compressed(self.path, name, field, self.rows, codec)
+                continue
+            file = chunk_file(self.path / name, 1 + len(field["shape"]))
+            # Zarr reads a missing shard as fill values without an error, so its size is compared.
+            found, expected = file.stat().st_size if file.exists() else 0, shard_bytes(field, self.rows)
+            if found != expected:
+                raise ValueError(f"{file} should have {expected} bytes, found {found}")
+            self.columns[name] = map_file(file, field["dtype"], (self.rows, *field["shape"]))
 
 
-def _describe(trajectory: Trajectory) -> dict[str, Any]:
-    names = ("source", "task", "instruction", "success", "behaviour", "embodiment", "world_model_version")
-    return {**{name: getattr(trajectory, name) for name in names}, "provenance": dict(trajectory.provenance)}
+class SegmentWriter:
+    """The one owner of an open segment. ``commit`` is all or nothing; ``seal`` ends it."""
+
+    def __init__(self, folder: Path, descriptor: int, spec: Spec, *, sync: bool) -> None:
+        """Use ``begin``."""
+        self.folder, self.name, self.spec, self.sync = folder, folder.name, spec, sync
+        self._journal, self._offset = descriptor, 0
+        self._fields = field_table(spec)
+        self.capacity: int = json.loads((folder / "header.json").read_text())["capacity"]
+        self._files = {name: os.open(chunk_file(folder / name, 1 + len(field["shape"])), os.O_RDWR)
+                       for name, field in self._fields.items()}
+        self.rows = self.episodes = 0
+
+    @staticmethod
+    def prepare(folder: Path, spec: Spec, *, source: Source, capacity: int) -> int:
+        """Write an empty segment of ``capacity`` rows where nobody looks, and return its locked journal.
+
+        The caller renames the folder to where readers look, then makes the writer.
+        """
+        folder.mkdir(parents=True)
+        for name, field in field_table(spec).items():
+            (folder / name).mkdir()
+            with chunk_file(folder / name, 1 + len(field["shape"])).open("wb") as file:
+                file.truncate(capacity * row_bytes(field))  # a hole: it takes room as it is filled
+        write_json(folder / "header.json", {"schema_version": SCHEMA_VERSION, "source": source.value,
+                                            "capacity": capacity})
+        descriptor = os.open(folder / "journal", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+
+    def commit(self, trajectories: Sequence[Trajectory], commit_times: Sequence[int]) -> None:
+        """Write the rows, then the journal record: acknowledged means recoverable.
+
+        ``commit_times``: ns since 1970. Raises ``OSError`` (a full disk) with nothing committed; the next commit
+        overwrites what was written.
+        """
+        rows, episodes = self.rows, []
+        for trajectory, commit_time in zip(trajectories, commit_times, strict=True):
+            checksums = self._write_rows(trajectory, rows)
+            episodes.append(_record(trajectory, rows, commit_time, checksums))
+            rows += len(trajectory) + 1
+        if self.sync:
+            for descriptor in self._files.values():
+                os.fdatasync(descriptor)
+        self._offset = journal.append(self._journal, self._offset, journal.encode(episodes))
+        if self.sync:
+            os.fdatasync(self._journal)
+        self.rows = rows
+        self.episodes += len(episodes)
+
+    def seal(self) -> None:
+        """Make it a Zarr group and move it to ``seg/``."""
+        self._close_files()
+        _seal(self.folder, self.spec, sync=self.sync)
+        os.close(self._journal)
+
+    def _close_files(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+    def _write_rows(self, trajectory: Trajectory, row: int) -> dict[str, int]:
+        """Write an episode's rows from ``row`` on; returns the CRC-32C of each column's."""
+        checksums = {}
+        for name, field in self._fields.items():
+            values = _rows(trajectory, name, field["dtype"])
+            content = values.reshape(-1).view(np.uint8)
+            journal.write_all(self._files[name], [content], row * row_bytes(field))
+            checksums[name] = checksum(content)
+        return checksums
 
 
-def _rows(trajectory: Trajectory, name: str) -> np.ndarray:
+def checksum(values: np.ndarray) -> int:
+    """CRC-32C of an array's bytes in C order."""
+    content = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    content.flags.writeable = False
+    return google_crc32c.value(content)  # type: ignore[arg-type]  # it takes any read-only buffer
+
+
+def describe(episode: Mapping[str, Any], words: dict[str, dict[str, int]]) -> list[int]:
+    """The ``EPISODE`` columns of a journal record; new tasks and instructions get the next code."""
+    row = []
+    for name in EPISODE:
+        if name in WORDS:
+            row.append(WORDS[name].index(episode[name]))
+        elif name in words:
+            row.append(words[name].setdefault(episode[name], len(words[name])))
+        else:
+            row.append(episode.get(name, 0))
+    return row
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[bool]:
+    """Hold an open segment that its writer left behind; false when it is still being written, or gone."""
+    try:
+        descriptor = os.open(folder / "journal", os.O_RDWR)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield _lock(descriptor) and folder.exists()  # its writer may have sealed it in between
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def recover(folder: Path, spec: Spec, *, sync: bool) -> bool:
+    """Seal a segment whose writer died: all acknowledged episodes, nothing else. False when its writer lives."""
+    with owned(folder) as mine:
+        if mine:
+            _seal(folder, spec, sync=sync)
+        return mine
+
+
+def _seal(folder: Path, spec: Spec, *, sync: bool) -> None:
+    """Whatever a killed earlier attempt left is written over: the journal alone says what there is."""
+    records, end = journal.read(folder / "journal")
+    os.truncate(folder / "journal", end)
+    episodes = [episode for record in records for episode in record]
+    store = folder.parent.parent
+    if not episodes:
+        trash = store / "tmp" / uuid.uuid4().hex
+        folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+        return
+    words: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
+    provenance, end = [], 0
+    for episode in episodes:
+        provenance.append(json.dumps(episode["provenance"]).encode())
+        end += len(provenance[-1])
+        episode["provenance_end"] = end
+    table = np.array([describe(episode, words) for episode in episodes], np.int64)
+    rows = int(table[-1, 0] + table[-1, 1] + 1)
+    fields = field_table(spec)
+    for name, field in fields.items():
+        file = chunk_file(folder / name, 1 + len(field["shape"]))
+        data, index = rows * row_bytes(field), shard_index(field, rows)
+        with file.open("r+b") as handle:
+            handle.truncate(data)
+            handle.truncate(shard_bytes(field, rows) - len(index))  # pads the last chunk with zeros
+            handle.seek(0, os.SEEK_END)
+            handle.write(index)
+        write_column_metadata(folder / name, field, rows)
+    write_array(folder / "episode", table, dtype="<i8", dimensions=["episode", "episode_column"])
+    checks = np.array([[episode["crc32c"][name] for name in fields] for episode in episodes])
+    write_array(folder / "crc32c", checks, dtype="<u4", dimensions=["episode", "column"])
+    write_array(folder / "provenance", np.frombuffer(b"".join(provenance), np.uint8), dtype="|u1",
+                dimensions=["byte"])
+    write_group(folder, sign(folder, {
+        "tier": "hot", "schema_version": SCHEMA_VERSION, "episodes": len(episodes), "rows": rows, "embodiment":
+        episodes[0]["embodiment"], "episode_source": episodes[0]["source"],
+        "episode_columns": list(EPISODE), "crc32c_columns": list(fields), **WORDS,
+        **{name: list(codes) for name, codes in words.items()}}, unsigned=fields))
+    if sync:
+        sync_tree(folder)
+    sealed = folder.rename(store / "seg" / folder.name)
+    for name in ("header.json", "journal"):  # all they said is in the group
+        (sealed / name).unlink()
+    if sync:
+        for parent in (store / "seg", store / "open"):
+            sync_file(parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Everything below the folder is on the disk when this returns."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """A file's or a folder's content is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _record(trajectory: Trajectory, start: int, commit_time: int, checksums: dict[str, int]) -> dict[str, Any]:
+    words = {field.name: getattr(trajectory, field.name) for field in dataclasses.fields(trajectory)
+             if field.name in ("source", "task", "instruction", "success", "behaviour", "embodiment",
+                               "world_model_version")}
+    return {**words, "start": start, "length": len(trajectory), "decisions": int(trajectory.decision.sum()),
+            "policy_version": int(trajectory.policy_version.max()), "commit_time": commit_time, "crc32c": checksums,
+            "provenance": dict(trajectory.provenance)}
+
+
+def _rows(trajectory: Trajectory, name: str, dtype: str) -> np.ndarray:
     if name.startswith("rgb_"):
-        return trajectory.frames[name.removeprefix("rgb_")]
-    values = getattr(trajectory, name)
-    if name in OBSERVED:
-        return values
-    return np.concatenate([values, np.full((1, *values.shape[1:]), FINAL[name], values.dtype)])
-
-
-def _chunk_name(dimensions: int) -> str:
-    return "c" + ".0" * dimensions
-
-
-def _read(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    return np.fromfile(_checked(path, dtype, shape), dtype).reshape(shape)
-
-
-def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    # A plain ndarray over the mapping: np.memmap's own __getitem__ costs microseconds per slice.
-    return np.memmap(_checked(path, dtype, shape), dtype, "r", shape=shape).view(np.ndarray)
-
-
-def _checked(path: Path, dtype: str, shape: tuple[int, ...]) -> Path:
-    """The chunk's file. Zarr reads a missing or short one as fill values without an error, so its size is compared."""
-    file = path / _chunk_name(len(shape))
-    expected = math.prod(shape) * np.dtype(dtype).itemsize
-    found = file.stat().st_size if file.exists() else 0
-    if found != expected:
-        raise UserError(f"damaged segment: {file} should have {expected} bytes, found {found}; "
-                        f"restore it, or move the folder {path.parent} out of the store")
-    return file
+        values = trajectory.frames[name.removeprefix("rgb_")]
+    else:
+        values = getattr(trajectory, name)
+        if name not in OBSERVED:
+            values = np.concatenate([values, np.full((1, *values.shape[1:]), FINAL[name], values.dtype)])
+    return np.ascontiguousarray(values, dtype)

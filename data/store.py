@@ -1,104 +1,212 @@
-"""The replay store: trajectories of every source in one folder of plain Zarr v3 groups, committed by rename.
+"""The replay store: trajectories of every source in one folder of plain Zarr v3 groups.
 
-    <store>/zarr.json           attributes: schema, schema_version, embodiment, spec, statistics, fields
-    <store>/seg/<number>/       one immutable segment per append (``data.segment``)
-    <store>/cloned/<number>/    estimated behaviour of the episodes of a segment that were recorded without one
-    <store>/superseded/<n>/     what a rollback moved away
-    <store>/tmp/                segments being written; readers never look here
+    <store>/zarr.json            attributes: schema, schema_version, embodiment, spec, statistics, cameras, fields
+    <store>/open/<number>/       a segment being written, one per writer and source (``data.segment``)
+    <store>/seg/<number>/        a sealed segment: it never changes again
+    <store>/cloned/<number>/     estimated behaviour of the episodes of a segment that were recorded without one
+    <store>/superseded/<n>/      estimates that later ones replaced
+    <store>/control/hidden/<number>   how many of a segment's episodes a rollback left visible
+    <store>/control/evicted      journal of the segments that a byte budget removed
+    <store>/tmp/                 what is not committed; readers never look here
 
-Segments are numbered in commit order and numbers are not used twice, so ``position`` names a prefix of the store.
-A rename is atomic against a killed process; nothing is synced against power loss.
+Any number of processes may append; each owns the segments it writes. An append is acknowledged once its journal record
+is written: a killed process loses nothing acknowledged, a power cut nothing with ``durability=sync``. Episodes are
+numbered by commit time.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data.segment import (
+from data import journal
+from data.growing import Growing
+from data.layout import (
+    EPISODE,
+    SCHEMA,
     SCHEMA_VERSION,
-    Segment,
+    WORDS,
     field_table,
     read_attributes,
+    row_bytes,
+    shard_bytes,
     write_array,
     write_group,
-    write_segment,
 )
-from data.types import Behaviour, Spec, Statistics, Trajectory, UserError
+from data.segment import Segment, SegmentWriter, recover, sync_file, sync_tree
+from data.types import Behaviour, Source, Spec, Statistics, Trajectory, UserError
 
-SCHEMA = "wm-rl replay"
+_COLUMN = {name: i for i, name in enumerate(EPISODE)}
+_SIDE_BYTES = 2**20
+"""Room for a segment's journal, tables and metadata."""
+_FOLDERS = ("seg", "open", "cloned", "superseded", "control", "tmp")
+
+Position = Mapping[str, int]
+"""What a reader saw: episodes of each segment. A checkpoint records it, ``rollback`` returns to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Episodes:
-    """All committed episodes in commit order, one NumPy column per property, ``[episodes]`` each."""
+class StoreConfig:
+    """How a process writes to a store."""
 
-    segment: np.ndarray
-    """Name of the segment it lies in."""
-    row: np.ndarray
-    """Its index among the segment's episodes."""
-    start: np.ndarray
-    """Its first row in the segment's arrays."""
-    length: np.ndarray
-    """Control steps ``t``; the episode takes ``t + 1`` rows."""
-    source: np.ndarray
-    task: np.ndarray
-    instruction: np.ndarray
-    success: np.ndarray
-    behaviour: np.ndarray
-    """As read: ``cloned`` where an overlay labels an unknown one."""
-    policy_version: np.ndarray
-    """The newest version that acted."""
-    world_model_version: np.ndarray
+    segment_bytes: int = 256 * 2**20
+    """Size of a sealed segment, about."""
+    durability: str = "process"
+    """``process``: what was acknowledged survives a killed process. ``sync``: a power cut as well."""
+    budget_bytes: int | None = None
+    """The store's files never take more; the oldest segments go first. None: nothing is ever removed."""
+    floor_bytes: Mapping[str, float] = field(default_factory=lambda: {Source.REAL.value: float("inf")})
+    """For a source, how many of its newest bytes the budget must leave alone. Real logs are all kept by default."""
+
+    def __post_init__(self) -> None:
+        if self.durability not in ("process", "sync"):
+            raise UserError(f"store.durability: expected process or sync, got {self.durability!r}")
+        if self.segment_bytes < 1:
+            raise UserError(f"store.segment_bytes: expected at least 1, got {self.segment_bytes}")
+        if self.budget_bytes is not None and self.budget_bytes < 4 * self.segment_bytes:
+            raise UserError(f"store.budget_bytes: expected at least four segments, {4 * self.segment_bytes} bytes, got "
+                            f"{self.budget_bytes}; raise it, or lower store.segment_bytes={self.segment_bytes}")
+        for source in self.floor_bytes:
+            if source not in list(Source):
+                raise UserError(f"store.floor_bytes: expected sim, real or imagined, got {source!r}")
+
+
+class Episodes:
+    """All visible episodes in order of commit, one NumPy column per property, ``[episodes]`` each."""
+
+    def __init__(self, table: np.ndarray, words: Mapping[str, Iterable[str]], segments: Sequence[Segment]) -> None:
+        self._table, self._words, self._segments = table, words, segments
 
     def __len__(self) -> int:
-        return len(self.segment)
+        return len(self._table)
+
+    def code(self, name: str) -> np.ndarray:
+        """Integers of one of the ``EPISODE`` columns; what a word's code means is the same for all segments."""
+        return self._table[:, 2 + _COLUMN[name]]
+
+    def rows(self, first: int, last: int) -> np.ndarray:
+        """``[last - first, columns]`` of the ``EPISODE`` columns, words coded alike for all segments."""
+        return self._table[first:last, 2:]
+
+    @property
+    def row(self) -> np.ndarray:
+        """Its index among the segment's episodes."""
+        return self._table[:, 1]
+
+    @property
+    def start(self) -> np.ndarray:
+        """Its first row in the segment's arrays."""
+        return self.code("start")
+
+    @property
+    def length(self) -> np.ndarray:
+        """Control steps ``t``; the episode takes ``t + 1`` rows."""
+        return self.code("length")
+
+    @property
+    def policy_version(self) -> np.ndarray:
+        """The newest version that acted."""
+        return self.code("policy_version")
+
+    @property
+    def world_model_version(self) -> np.ndarray:
+        """Of what imagined it; -1 elsewhere."""
+        return self.code("world_model_version")
+
+    @cached_property
+    def segment(self) -> np.ndarray:
+        """Name of the segment it lies in."""
+        return np.array([segment.name for segment in self._segments] or [""])[self._table[:, 0]]
+
+    @cached_property
+    def source(self) -> np.ndarray:
+        """Sim, real or imagined."""
+        return self._decoded("source")
+
+    @cached_property
+    def task(self) -> np.ndarray:
+        """Names of tasks."""
+        return self._decoded("task")
+
+    @cached_property
+    def instruction(self) -> np.ndarray:
+        """What the policy is told."""
+        return self._decoded("instruction")
+
+    @cached_property
+    def success(self) -> np.ndarray:
+        """Yes, no or unknown."""
+        return self._decoded("success")
+
+    @cached_property
+    def behaviour(self) -> np.ndarray:
+        """As read: ``cloned`` where an overlay labels an unknown one."""
+        return self._decoded("behaviour")
+
+    def _decoded(self, name: str) -> np.ndarray:
+        return np.array(list(self._words[name]) or [""])[self.code(name)]
 
 
 class ReplayStore:
-    """Append, read and roll back trajectories. Use ``create`` or ``open``.
+    """Append, read and roll back trajectories. Use ``create`` or ``open``, and ``close`` (or ``with``) after writing.
 
-    Several processes may append at once. A process sees others' segments after ``refresh``, its own at once.
+    A process sees others' episodes after ``refresh``, its own at once.
     """
 
-    def __init__(self, path: Path, attributes: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, attributes: Mapping[str, Any], config: StoreConfig) -> None:
+        self.path, self.config = path, config
         self.spec = Spec.from_dict(attributes["spec"])
         self.statistics = Statistics.from_dict(attributes["statistics"])
         self.embodiment: str = attributes["embodiment"]
-        self.segments: list[Segment] = []
         self.generation = 0
         """Grows whenever a refresh changed something: what a reader caches its own tables by."""
-        self._loaded: dict[str, tuple[tuple[int, int] | None, Segment]] = {}
+        self.rebuilt = 0
+        """Grows whenever episodes changed other than by new ones at the end."""
+        self._frozen = False
+        self._writers: dict[Source, SegmentWriter] = {}
+        self._marks: dict[str, tuple[Any, int | None]] = {}
+        """Of every segment: which overlay, and how many episodes a rollback left."""
+        self._newest = 0
+        """Latest commit time known."""
+        self._clear()
         self.refresh()
 
     @staticmethod
-    def create(path: str | Path, *, spec: Spec, statistics: Statistics, embodiment: str) -> ReplayStore:
-        """Make an empty store. Raises ``UserError`` when the folder holds something already."""
+    def create(
+        path: str | Path, *, spec: Spec, statistics: Statistics, embodiment: str, config: StoreConfig | None = None
+    ) -> ReplayStore:
+        """Make an empty store. Raises ``UserError`` when the folder holds something already, or cannot be written."""
         path = Path(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"cannot create a replay store: {path} exists already; choose another folder")
         attributes = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "embodiment": embodiment,
                       "spec": spec.to_dict(), "statistics": statistics.to_dict(), "cameras": list(spec.cameras),
-                      "fields": field_table(spec)}
-        path.parent.mkdir(parents=True, exist_ok=True)
+                      "sources": WORDS["source"], "fields": field_table(spec)}
         building = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
-        write_group(building, attributes)
-        for name in ("seg", "cloned", "superseded", "tmp"):
-            write_group(building / name, {})
-        building.rename(path)
-        return ReplayStore(path, attributes)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_group(building, attributes)
+            for name in _FOLDERS:
+                write_group(building / name, {})
+            (building / "control" / "hidden").mkdir()
+            building.rename(path)
+        return ReplayStore(path, attributes, config or StoreConfig())
 
     @staticmethod
-    def open(path: str | Path) -> ReplayStore:
+    def open(path: str | Path, config: StoreConfig | None = None) -> ReplayStore:
         """Open a store. Raises ``UserError`` when there is none, or one of another schema version; changes nothing."""
         path = Path(path)
         try:
@@ -111,134 +219,81 @@ class ReplayStore:
         if attributes["schema_version"] != SCHEMA_VERSION:
             raise UserError(f"the replay store {path} has schema version {attributes['schema_version']}, this code "
                             f"reads version {SCHEMA_VERSION}; use the code that wrote it, or another store=<folder>")
-        return ReplayStore(path, attributes)
+        return ReplayStore(path, attributes, config or StoreConfig())
+
+    def __enter__(self) -> ReplayStore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         """Number of episodes."""
         return len(self.episodes)
 
+    # -- reading ----------------------------------------------------------------------------------------------------
+
     @property
-    def position(self) -> int:
-        """Number of committed segments seen: what a checkpoint records and ``rollback`` returns to."""
-        return len(self.segments)
-
-    def append(self, trajectories: Sequence[Trajectory]) -> str:
-        """Commit the trajectories as one segment, all or nothing, and return its name.
-
-        Raises ``UserError`` for another embodiment, ``ValueError`` for rows that do not fit the store's spec.
-        """
-        if not trajectories:
-            raise ValueError("append needs at least one trajectory, got none")
-        for trajectory in trajectories:
-            self._check(trajectory)
-
-        def write(path: Path) -> None:
-            write_segment(path, trajectories, self.spec)
-
-        name = self._commit(write, lambda: self.path / "seg" / f"{self._next_number():08d}")
-        self.refresh()
-        return name
-
-    def label_behaviour(
-        self, segment: str, *, action_token: np.ndarray, log_prob: np.ndarray, decision: np.ndarray, model: str
-    ) -> None:
-        """Give the episodes of ``segment`` whose behaviour is unknown an estimated one; they then read as ``cloned``.
-
-        ``action_token`` and ``log_prob`` are ``[rows, a]`` and ``decision`` ``[rows]``, one row per row of the
-        segment: step ``i`` of episode ``e`` is row ``episodes.start[e] + i``. Rows of final observations and of
-        episodes with a known behaviour are ignored. ``model`` says what estimated them. A later label replaces
-        an earlier one, which is moved to ``superseded/``; the segment itself never changes.
-        """
-        recorded = Segment(self.path / "seg" / segment, self.spec, None)
-        values = {"action_token": action_token, "log_prob": log_prob, "decision": decision}
-        for name, value in values.items():
-            if value.shape != recorded.columns[name].shape:
-                raise ValueError(f"{name} has shape {value.shape}, expected {recorded.columns[name].shape}")
-        unknown = recorded.unknown_rows()
-        if not np.isfinite(log_prob[unknown]).all() or (action_token[unknown] < 0).any():
-            raise ValueError(f"the behaviour of segment {segment} has steps without a finite log_prob or a token")
-
-        def write(path: Path) -> None:
-            write_group(path, {"schema_version": SCHEMA_VERSION, "model": model})
-            fields = field_table(self.spec)
-            for name, value in values.items():
-                write_array(path / name, [value], dtype=fields[name]["dtype"], dimensions=fields[name]["dimensions"])
-
-        target = self.path / "cloned" / segment
-        if target.exists():
-            target.rename(self._superseded() / "cloned" / segment)
-        self._commit(write, lambda: target)
-        self.refresh()
+    def position(self) -> dict[str, int]:
+        """Episodes seen of each segment: what a checkpoint records and ``rollback`` returns to."""
+        counts = np.bincount(self.episodes._table[:, 0], minlength=len(self.segments))
+        return {segment.name: int(count) for segment, count in zip(self.segments, counts, strict=True) if count}
 
     def refresh(self) -> None:
         """See what other writers committed, labelled or rolled back since."""
-        names = sorted(entry.name for entry in os.scandir(self.path / "seg") if entry.is_dir())
-        loaded = {}
-        for name in names:
-            overlay = self.path / "cloned" / name
-            stamp = _stamp(overlay / "zarr.json")
-            known = self._loaded.get(name)
-            if known is None or known[0] != stamp:
-                known = (stamp, Segment(self.path / "seg" / name, self.spec, overlay if stamp else None))
-            loaded[name] = known
-        if not self.generation or [segment for _, segment in loaded.values()] != self.segments:
-            self._show(loaded)
-
-    def _show(self, loaded: dict[str, tuple[Any, Segment]]) -> None:
-        segments = [segment for _, segment in loaded.values()]
-        self._loaded, self.segments = loaded, segments
-        self.episodes = _table(segments)
-        self._segment_of = np.repeat(np.arange(len(segments)), [len(s.lengths) for s in segments])
-        self.generation += 1
+        if self._frozen:
+            return
+        listed = self._list()
+        if any(name not in listed for name in self._seen):
+            self._clear()  # some segment was evicted
+        overlays = {entry.name: _stamp(Path(entry.path) / "zarr.json") for entry in os.scandir(self.path / "cloned")
+                    if entry.is_dir()}
+        hidden = {entry.name: int(Path(entry.path).read_text()) for entry in
+                  os.scandir(self.path / "control" / "hidden")}
+        marks = {name: (overlays.get(name), hidden.get(name)) for name in listed}
+        if any(marks[name] != self._marks.get(name, (None, None)) for name in self._seen):
+            self._clear()
+        self._marks = marks
+        fresh = []
+        for name, folder in listed.items():
+            try:
+                fresh += self._look(name, folder)
+            except FileNotFoundError:  # it moved meanwhile: sealed, so the next refresh sees it, or evicted
+                continue
+        if fresh:
+            self._add(np.concatenate(fresh))
 
     def locate(self, index: int) -> tuple[Segment, int]:
         """The segment that episode ``index`` lies in, and its index there."""
-        return self.segments[self._segment_of[index]], int(self.episodes.row[index])
+        place = self.episodes._table[index]
+        return self.segments[place[0]], int(place[1])
 
     def trajectory(self, index: int) -> Trajectory:
         """Episode ``index``, bit for bit as appended (behaviour columns from the overlay where it is cloned)."""
         segment, row = self.locate(index)
-        return segment.trajectory(row, self.spec.cameras)
+        return segment.trajectory(row)
 
     def column(self, index: int, field: str) -> np.ndarray:
-        """Rows ``[t + 1, ...]`` of one field of episode ``index``, without a copy; do not write to it.
+        """Rows ``[t + 1, ...]`` of one field of episode ``index``, without a copy; read-only.
 
         ``field`` is a field of ``Trajectory`` or ``rgb_<camera>``. The last row is the final observation's.
         """
         segment, row = self.locate(index)
-        start, length = segment.starts[row], segment.lengths[row]
+        start, length = segment.table[row, :2]
         return segment.columns[field][start : start + length + 1]
 
     def provenance(self, index: int) -> dict[str, Any]:
         """Where episode ``index`` came from."""
         segment, row = self.locate(index)
-        return segment.episodes[row]["provenance"]
+        return segment.provenance(row)
 
-    def at(self, position: int) -> ReplayStore:
-        """The store as it was when ``position`` segments were committed, to read from; what follows stays hidden."""
-        earlier = ReplayStore(self.path, {"spec": self.spec.to_dict(), "statistics": self.statistics.to_dict(),
-                                          "embodiment": self.embodiment})
-        earlier._show(dict(list(self._loaded.items())[:position]))
+    def at(self, episodes: int) -> ReplayStore:
+        """The store's first ``episodes`` episodes, to read from; what follows stays hidden."""
+        earlier = ReplayStore.__new__(ReplayStore)
+        earlier.__dict__.update(self.__dict__)
+        earlier._writers, earlier._frozen = {}, True
+        earlier._publish(episodes)
         return earlier
-
-    def rollback(self, position: int) -> list[str]:
-        """Move segments committed after ``position``, with their overlays, to ``superseded/<n>/``; return their names.
-
-        What a resumed run does with what was appended after its checkpoint. Nothing is deleted.
-        """
-        self.refresh()
-        if position > self.position:
-            raise UserError(f"the checkpoint was written with {position} segments in the replay store, {self.path} "
-                            f"has {self.position}; restore the store, or start a new run")
-        names = [segment.name for segment in self.segments[position:]]
-        if names:
-            target = self._superseded()
-            for name in reversed(names):  # the newest first: if killed here, what is left is still a prefix
-                if (self.path / "cloned" / name).exists():
-                    (self.path / "cloned" / name).rename(target / "cloned" / name)
-                (self.path / "seg" / name).rename(target / "seg" / name)
-            self.refresh()
-        return names
 
     def summary(self) -> list[dict[str, Any]]:
         """Episodes and steps by source, task, behaviour and success, in a fixed order."""
@@ -251,17 +306,193 @@ class ReplayStore:
         return [{**dict(zip(names, group, strict=True)), "episodes": count, "steps": steps[group]}
                 for group, count in sorted(episodes.items())]
 
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def append(self, trajectories: Sequence[Trajectory]) -> None:
+        """Commit the trajectories, those of one source all or none; they are recoverable once this returns.
+
+        Raises ``UserError`` for another embodiment, a full disk, a folder that cannot be written or a budget that is
+        too small, ``ValueError`` for rows that do not fit the store's spec.
+        """
+        if not trajectories:
+            raise ValueError("append needs at least one trajectory, got none")
+        for trajectory in trajectories:
+            self._check(trajectory)
+        begin = max(time.time_ns(), self._newest + 1)
+        for source in dict.fromkeys(trajectory.source for trajectory in trajectories):
+            places = [i for i, trajectory in enumerate(trajectories) if trajectory.source is source]
+            group = [trajectories[i] for i in places]
+            with _writing(self.path):
+                writer = self._writer(source, sum(len(trajectory) + 1 for trajectory in group))
+                writer.commit(group, [begin + i for i in places])
+        self._newest = begin + len(trajectories) - 1
+        self.refresh()
+
+    def seal(self) -> None:
+        """Seal this process's open segments; later appends begin new ones."""
+        with _writing(self.path):
+            for source in list(self._writers):
+                self._writers.pop(source).seal()
+        self.refresh()
+
+    def close(self) -> None:
+        """Seal what this process wrote. Only a convenience: the next writer seals what a killed one left."""
+        if self._writers:
+            self.seal()
+
+    def label_behaviour(
+        self, segment: str, *, action_token: np.ndarray, log_prob: np.ndarray, decision: np.ndarray, model: str
+    ) -> None:
+        """Give the episodes of a sealed segment whose behaviour is unknown an estimated one; they read as ``cloned``.
+
+        ``action_token`` and ``log_prob`` are ``[rows, a]`` and ``decision`` ``[rows]``, one row per row of the
+        segment: step ``i`` of episode ``e`` is row ``episodes.start[e] + i``. Rows of final observations and of
+        episodes with a known behaviour are ignored. ``model`` says what estimated them. A later label replaces
+        an earlier one, which is moved to ``superseded/``; the segment itself never changes.
+        """
+        if not (self.path / "seg" / segment).is_dir():
+            raise UserError(f"segment {segment} of {self.path} is still being written; label it once it is sealed")
+        recorded = Segment(self.path / "seg" / segment, self.spec)
+        fields = field_table(self.spec)
+        values = {"action_token": action_token, "log_prob": log_prob, "decision": decision}
+        for name, value in values.items():
+            expected = (recorded.rows, *fields[name]["shape"])
+            if value.shape != expected:
+                raise ValueError(f"{name} has shape {value.shape}, expected {expected}")
+        unknown = recorded.unknown_rows()
+        if not np.isfinite(log_prob[unknown]).all() or (action_token[unknown] < 0).any():
+            raise ValueError(f"the behaviour of segment {segment} has steps without a finite log_prob or a token")
+        with _writing(self.path):
+            building = self.path / "tmp" / uuid.uuid4().hex
+            write_group(building, {"schema_version": SCHEMA_VERSION, "model": model})
+            for name, value in values.items():
+                write_array(building / name, value, dtype=fields[name]["dtype"], dimensions=fields[name]["dimensions"])
+            if self.config.durability == "sync":
+                sync_tree(building)
+            target = self.path / "cloned" / segment
+            if target.exists():
+                target.rename(self._superseded() / segment)
+            building.rename(target)
+        self.refresh()
+
+    def rollback(self, position: Position) -> list[str]:
+        """Hide what was committed after ``position``; return the names of the segments that hide something.
+
+        What a resumed run does with what was appended after its checkpoint. Nothing is deleted. Raises ``UserError``
+        when another process is writing, or when something of that position is lost (evicted segments aside).
+        """
+        self.close()
+        self.recover()
+        if writing := sorted(entry.name for entry in os.scandir(self.path / "open") if entry.is_dir()):
+            raise UserError(f"cannot roll {self.path} back: another process is writing segment {writing[0]}; stop it")
+        now, gone = self.position, self._evicted()
+        for name, episodes in position.items():
+            if now.get(name, 0) < episodes and name not in gone:
+                raise UserError(f"the checkpoint was written with {episodes} episodes in segment {name} of {self.path},"
+                                f" which has {now.get(name, 0)}; restore the store, or start a new run")
+        names = [name for name, episodes in now.items() if episodes > position.get(name, 0)]
+        with _writing(self.path):
+            for name in names:
+                building = self.path / "tmp" / uuid.uuid4().hex
+                building.write_text(str(position.get(name, 0)))
+                building.rename(self.path / "control" / "hidden" / name)
+            if self.config.durability == "sync":
+                sync_file(self.path / "control" / "hidden")
+        self.refresh()
+        return names
+
+    def recover(self) -> None:
+        """Seal what writers that died left open. Whoever begins a segment does this first."""
+        with _writing(self.path):
+            for entry in sorted(os.scandir(self.path / "open"), key=lambda entry: entry.name):
+                if entry.is_dir():
+                    recover(Path(entry.path), self.spec, sync=self.config.durability == "sync")
+        self.refresh()
+
+    def used_bytes(self) -> int:
+        """What the store's files take, open segments counted as if they were full."""
+        return sum(_tree_bytes(self.path / name) for name in ("seg", "open", "cloned", "superseded", "tmp"))
+
+    # -- inside: reading --------------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        """Forget all; the next look reads everything again."""
+        self.segments: list[Segment] = []
+        self._seen: dict[str, int] = {}
+        """Place of every known segment in ``segments``."""
+        self._shown: dict[str, int] = {}
+        """How many of its episodes are in the table."""
+        self._words: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
+        self._table = Growing((2 + len(EPISODE),))
+        """Place of the segment, row in it, then the ``EPISODE`` columns."""
+        self.rebuilt += 1
+        self._publish()
+
+    def _list(self) -> dict[str, Path]:
+        """Every segment's folder. Open ones are listed first: one that is sealed meanwhile is then in both lists."""
+        found: dict[str, Path] = {}
+        for name in ("open", "seg"):
+            found |= {entry.name: Path(entry.path) for entry in os.scandir(self.path / name) if entry.is_dir()}
+        return dict(sorted(found.items()))
+
+    def _look(self, name: str, folder: Path) -> list[np.ndarray]:
+        """Rows of the table for what a segment shows that was not seen before."""
+        place = self._seen.get(name)
+        overlay, limit = self._marks[name]
+        if place is None or (folder.parent.name == "seg" and not self.segments[place].sealed):
+            segment = Segment(folder, self.spec)
+            if overlay is not None:
+                segment.lay_over(self.path / "cloned" / name)
+            if place is None:
+                place = self._seen[name] = len(self.segments)
+                self.segments.append(segment)
+            self.segments[place] = segment
+        else:
+            segment = self.segments[place]
+            segment.refresh()
+        first, last = self._shown.get(name, 0), len(segment) if limit is None else min(limit, len(segment))
+        if last <= first:
+            return []
+        self._shown[name] = last
+        rows = np.empty((last - first, 2 + len(EPISODE)), np.int64)
+        rows[:, 0], rows[:, 1], rows[:, 2:] = place, np.arange(first, last), segment.table[first:last]
+        for word in self._words:
+            known = self._words[word]
+            codes = [known.setdefault(text, len(known)) for text in segment.words[word]]
+            rows[:, 2 + _COLUMN[word]] = np.array(codes)[rows[:, 2 + _COLUMN[word]]]
+        return [rows]
+
+    def _add(self, fresh: np.ndarray) -> None:
+        """Put episodes in order of commit; nearly always they follow all that is known."""
+        by_time = 2 + _COLUMN["commit_time"]
+        fresh = fresh[np.argsort(fresh[:, by_time], kind="stable")]
+        ordered = len(self._table) == 0 or fresh[0, by_time] >= self._table.values[-1, by_time]
+        self._table.append(fresh)
+        if not ordered:  # another writer's episodes became visible late
+            known = self._table.values
+            self._table = Growing((2 + len(EPISODE),))
+            self._table.append(known[np.lexsort((known[:, 1], known[:, 0], known[:, by_time]))])
+            self.rebuilt += 1
+        self._newest = max(self._newest, int(fresh[-1, by_time]))
+        self._publish()
+
+    def _publish(self, episodes: int | None = None) -> None:
+        self.episodes = Episodes(self._table.values[:episodes], {**WORDS, **self._words}, self.segments)
+        self.generation += 1
+
+    # -- inside: writing --------------------------------------------------------------------------------------------
+
     def _check(self, trajectory: Trajectory) -> None:
         if trajectory.embodiment != self.embodiment:
             raise UserError(f"the replay store {self.path} holds embodiment {self.embodiment!r}, got a trajectory of "
                             f"{trajectory.embodiment!r}; use one store per embodiment: store=<folder>")
         if set(trajectory.frames) != set(self.spec.cameras):
             raise ValueError(f"expected cameras {sorted(self.spec.cameras)}, got {sorted(trajectory.frames)}")
-        for name, field in field_table(self.spec).items():
+        for name, description in field_table(self.spec).items():
             camera = name.removeprefix("rgb_")
             value = trajectory.frames[camera] if name.startswith("rgb_") else getattr(trajectory, name)
-            if list(value.shape[1:]) != field["shape"] or value.dtype != np.dtype(field["dtype"]):
-                raise ValueError(f"{name}: expected rows of {field['shape']} {np.dtype(field['dtype'])}, "
+            if list(value.shape[1:]) != description["shape"] or value.dtype != np.dtype(description["dtype"]):
+                raise ValueError(f"{name}: expected rows of {description['shape']} {np.dtype(description['dtype'])}, "
                                  f"got {list(value.shape[1:])} {value.dtype}")
         for name in ("proprio", "action", "reward", "uncertainty", "timestamp"):
             if not np.isfinite(getattr(trajectory, name)).all():
@@ -270,34 +501,123 @@ class ReplayStore:
         if known and not (np.isfinite(trajectory.log_prob).all() and (trajectory.action_token >= 0).all()):
             raise ValueError(f"behaviour is {trajectory.behaviour.value}, but some steps have no log_prob or no token")
 
-    def _commit(self, write: Callable[[Path], None], target: Callable[[], Path]) -> str:
-        """Write a group into ``tmp/``, then rename it to ``target``, which must not exist; returns its name."""
-        temporary = self.path / "tmp" / uuid.uuid4().hex
+    def _writer(self, source: Source, rows: int) -> SegmentWriter:
+        """The open segment of a source that this process writes, with room for ``rows`` more."""
+        writer = self._writers.get(source)
+        if writer is not None and writer.rows + rows > writer.capacity:
+            self._writers.pop(source).seal()
+            writer = None
+        if writer is None:
+            self.recover()
+            writer = self._writers[source] = self._begin(source, rows)
+        return writer
+
+    def _begin(self, source: Source, rows: int) -> SegmentWriter:
+        fields = field_table(self.spec).values()
+        row = sum(map(row_bytes, fields))
+        capacity = max(rows, self.config.segment_bytes // row)
+        with self._locked():  # room that was made must not be taken by another writer
+            self._make_room(sum(shard_bytes(field, capacity) for field in fields) + _SIDE_BYTES)
+            building = self.path / "tmp" / uuid.uuid4().hex
+            descriptor = SegmentWriter.prepare(building, self.spec, source=source, capacity=capacity)
+            folder = self.path / "open" / f"{self._next_number():08d}"
+            building.rename(folder)
+        if self.config.durability == "sync":
+            sync_tree(folder)
+            sync_file(folder.parent)
+        return SegmentWriter(folder, descriptor, self.spec, sync=self.config.durability == "sync")
+
+    def _make_room(self, size: int) -> None:
+        """Evict the oldest segments until ``size`` more bytes fit the budget."""
+        budget = self.config.budget_bytes
+        if budget is None:
+            return
+        excess = self.used_bytes() + size - budget
+        if excess <= 0:
+            return
+        sealed = sorted(entry.name for entry in os.scandir(self.path / "seg") if entry.is_dir())
+        kept: Counter[str] = Counter()
+        movable = []
+        for name in reversed(sealed):  # the newest of a source count towards its floor
+            source = read_attributes(self.path / "seg" / name)["episode_source"]
+            size_here = _tree_bytes(self.path / "seg" / name)
+            if kept[source] >= self.config.floor_bytes.get(source, 0):
+                movable.append((name, size_here))
+            kept[source] += size_here
+        for name, size_here in reversed(movable):
+            if excess <= 0:
+                return
+            self._evict(name)
+            excess -= size_here
+        if excess > 0:
+            raise UserError(f"the replay store {self.path} cannot make room: store.budget_bytes={budget}, "
+                            f"{self.used_bytes()} are used and what is left is kept by store.floor_bytes or still "
+                            f"being written; raise the budget, or lower store.floor_bytes")
+
+    def _evict(self, name: str) -> None:
+        """Remove a sealed segment. Readers keep what they mapped until they refresh."""
+        descriptor = os.open(self.path / "control" / "evicted", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            write(temporary)
-            while True:
-                place = target()
-                try:
-                    temporary.rename(place)
-                    return place.name
-                except OSError:
-                    if not place.exists():  # not another writer who took this number first
-                        raise
+            _, end = journal.read(self.path / "control" / "evicted")
+            journal.append(descriptor, end, journal.encode({"segment": name, "time": time.time_ns()}))
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(descriptor)
+        for place in (self.path / "seg" / name, self.path / "cloned" / name):
+            if place.exists():
+                trash = self.path / "tmp" / uuid.uuid4().hex
+                place.rename(trash)
+                shutil.rmtree(trash, ignore_errors=True)
+        (self.path / "control" / "hidden" / name).unlink(missing_ok=True)
+
+    def _evicted(self) -> set[str]:
+        if not (self.path / "control" / "evicted").exists():
+            return set()
+        return {record["segment"] for record in journal.read(self.path / "control" / "evicted")[0]}
 
     def _next_number(self) -> int:
-        taken = [*self.path.glob("seg/[0-9]*"), *self.path.glob("superseded/*/seg/[0-9]*")]
-        return 1 + max((int(path.name) for path in taken), default=-1)
+        """Numbers are never used twice, so a name always means the same bytes."""
+        return 1 + max((int(name) for name in [*self._list(), *self._evicted()]), default=-1)
 
     def _superseded(self) -> Path:
-        """A new folder ``superseded/<n>`` with groups ``seg`` and ``cloned``."""
-        parent = self.path / "superseded"
-        path = parent / str(sum(entry.is_dir() for entry in os.scandir(parent)))
+        """A new folder ``superseded/<n>``."""
+        path = self.path / "superseded" / str(sum(e.is_dir() for e in os.scandir(self.path / "superseded")))
         write_group(path, {})
-        for name in ("seg", "cloned"):
-            write_group(path / name, {})
         return path
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time begins segments and evicts them."""
+        descriptor = os.open(self.path / "control" / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say in one line why a store cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left for {path}: nothing of this append was stored, all earlier ones are; free "
+                            "some, or give the store a budget: store.budget_bytes=<bytes>") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(f"cannot write to {path}: {os.strerror(error.errno).lower()}; choose a folder that you may "
+                            "write, or make this one writable") from error
+        raise
+
+
+def _tree_bytes(folder: Path) -> int:
+    """Sizes of all files below; what vanishes meanwhile counts nothing."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -307,25 +627,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return stat.st_ino, stat.st_mtime_ns
-
-
-def _table(segments: Sequence[Segment]) -> Episodes:
-    def words(name: str) -> np.ndarray:
-        return np.array([episode[name] for segment in segments for episode in segment.episodes], dtype=str)
-
-    def numbers(columns: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([np.empty(0, np.int64), *columns])
-
-    return Episodes(
-        segment=np.array([segment.name for segment in segments for _ in segment.episodes], dtype=str),
-        row=numbers([np.arange(len(segment.episodes)) for segment in segments]),
-        start=numbers([segment.starts for segment in segments]),
-        length=numbers([segment.lengths for segment in segments]),
-        source=words("source"), task=words("task"), instruction=words("instruction"), success=words("success"),
-        behaviour=np.array([behaviour.value for segment in segments for behaviour in segment.behaviours], dtype=str),
-        policy_version=numbers([np.maximum.reduceat(segment.columns["policy_version"], segment.starts)
-                                for segment in segments]),
-        world_model_version=words("world_model_version").astype(np.int64),
-    )
-
-

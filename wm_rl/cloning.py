@@ -72,6 +72,7 @@ def label_unknown_behaviour(policy: TinyVLA, store: ReplayStore) -> int:
     The recorded data is not touched: the store keeps the labels beside it and tags the episodes ``cloned``. A decision
     is placed every ``policy.chunk`` steps. Returns the number of episodes labelled.
     """
+    store.seal()
     model = hashlib.sha256(serialise({k: v.contiguous() for k, v in policy.state_dict().items()})).hexdigest()[:16]
     behaviours = np.asarray(store.episodes.behaviour).astype(str)
     segments = np.asarray(store.episodes.segment)

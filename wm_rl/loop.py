@@ -107,7 +107,7 @@ class Loop:
         self.imagination_config, self.fabric, self.journal = imagination, fabric, journal
         self.imagines = replay.mix[Source.IMAGINED] > 0
         self.uses_logs = replay.mix[Source.REAL] > 0
-        self.progress: dict[str, Any] = {"stage": 0, "iteration": 0, "seconds": {}, "position": 0}
+        self.progress: dict[str, Any] = {"stage": 0, "iteration": 0, "seconds": {}, "position": {}}
         self.saved: dict[str, Any] = {}
         self._opened: ReplayStore | None = None
         self.policy: TinyVLA | None = None
@@ -225,6 +225,7 @@ class Loop:
             if env is not None:
                 env.close()
         if main:
+            store.close()
             policy.save(self.folder / "policy")
 
     # -- parts of an iteration --------------------------------------------------------------------------------------
@@ -257,8 +258,9 @@ class Loop:
         rows = []
         with self._timed("update"):
             for i in range(updates):
-                batch = sampler.sample(iteration * updates + i, rank=self.fabric.global_rank,
-                                       world_size=self.fabric.world_size)
+                batch = sampler.sample(
+                    iteration * updates + i, version=learner.policy.version, now=time.time(),
+                    rank=self.fabric.global_rank, world_size=self.fabric.world_size)
                 rows.append(learner.update(to_torch(batch, self.fabric.device)))
         names = dict.fromkeys(name for row in rows for name in row)
         # A source's share is 0 in an update that did not draw it; any other metric is a mean over where it was seen.
@@ -314,7 +316,7 @@ class Loop:
 
     def _save(self, learner: Learner | None = None) -> None:
         """The one resume point. Called by the first rank only."""
-        self.progress["position"] = self.store().position if self._has_store() else 0
+        self.progress["position"] = self.store().position if self._has_store() else {}
         state: dict[str, Any] = {"progress": self.progress, "rng": torch.get_rng_state()}
         if self.policy is not None:
             state["policy"] = self.policy.state_dict()
@@ -351,7 +353,7 @@ class Loop:
         """A new store for this run; what a killed first attempt left behind is opened and rolled back instead."""
         if self._has_store():
             store = self.store()
-            store.rollback(0)
+            store.rollback({})
             return store
         with self._closing(self.make_env()) as env:
             self._opened = ReplayStore.create(self.folder / "replay.zarr", spec=env.spec, statistics=env.statistics,

@@ -62,8 +62,9 @@ def _held_out_store(loop: Loop, spec: Any, statistics: Any, embodiment: str, jud
     exists = (path / "zarr.json").is_file()
     store = ReplayStore.open(path) if exists else ReplayStore.create(
         path, spec=spec, statistics=statistics, embodiment=embodiment)
-    store.rollback(0)
+    store.rollback({})
     store.append(kept_episodes(judgement))
+    store.close()
     return store
 
 

@@ -69,7 +69,7 @@ class ImaginationEnv:
             "simulator": "world model",
             "clock": "control steps",
             "world_model_version": version,
-            "store_position": store.position,
+            "store_episodes": len(store),
             "imagination": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()},
         }
         self._episodes = self._eligible()

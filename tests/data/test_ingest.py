@@ -51,7 +51,7 @@ def test_a_log_becomes_real_trajectories(tmp_path, log, version, recorded, stati
     assert store.embodiment == "arm"
     assert store.spec.cameras == ("front", "wrist")
     assert store.spec.control_hz == 10
-    assert store.position == 3  # one commit per episode
+    assert store.position == {"00000000": 3}
     for index, trajectory in enumerate(recorded):
         read = store.trajectory(index)
         assert (read.source, read.behaviour, read.success) == (Source.REAL, Behaviour.UNKNOWN, SUCCESSES[index])

@@ -194,8 +194,9 @@ def test_a_source_with_weight_and_nothing_to_draw_is_an_error(tmp_path, make_sto
     with pytest.raises(UserError, match="no imagined episodes"):
         StepSampler(store, sources={"imagined": 1}, context=1, horizon=1, seed=0).sample(0, 1)
     # Once its behaviour is cloned it can be drawn, without a new sampler.
-    store.label_behaviour("00000000", action_token=np.ones((14, 3), "i2"), log_prob=np.full((14, 3), -1, "f4"),
-                          decision=np.ones(14, bool), model="clone")
+    store.seal()
+    store.label_behaviour(store.episodes.segment[1], action_token=np.ones((7, 3), "i2"),
+                          log_prob=np.full((7, 3), -1, "f4"), decision=np.ones(7, bool), model="clone")
     sampler.config.mix["real"] = 1.0
     batch = sampler.sample(0)
     assert batch.cloned.tolist() == [source is Source.REAL for source in batch.source]

@@ -1,14 +1,13 @@
+import errno
 import json
 import multiprocessing
-import shutil
+import os
 
 import numpy as np
 import pytest
 import zarr
 
-import data.segment
-import data.store
-from data.segment import field_table
+from data.layout import SCHEMA_VERSION, field_table
 from data.store import ReplayStore
 from data.types import Behaviour, Source, Success, UserError
 
@@ -24,7 +23,7 @@ def test_trajectories_come_back_bit_for_bit(tmp_path, make_store, make_trajector
     store = make_store(tmp_path / "s", given[:2], given[2:])
     for reader in (store, ReplayStore.open(tmp_path / "s")):
         assert len(reader) == 3
-        assert reader.position == 2
+        assert sum(reader.position.values()) == 3
         for index, trajectory in enumerate(given):
             assert_same(reader.trajectory(index), trajectory)
         assert reader.episodes.length.tolist() == [6, 1, 9]
@@ -43,56 +42,65 @@ def test_spec_and_statistics_survive(tmp_path, make_store, spec, statistics):
     assert store.summary() == []
 
 
-def test_any_zarr_reader_opens_a_segment(tmp_path, make_store, make_trajectory, spec):
-    given = [make_trajectory(0, 5), make_trajectory(1, 3)]
+def test_any_zarr_reader_opens_a_sealed_segment(tmp_path, make_store, make_trajectory, spec):
+    given = [make_trajectory(0, 20), make_trajectory(1, 3)]
     store = make_store(tmp_path / "s", given)
+    store.seal()
     group = zarr.open_group(tmp_path / "s", mode="r")["seg"][store.episodes.segment[0]]
     fields = field_table(spec)
-    assert set(group.array_keys()) == {*fields, "ep_start", "ep_len"}
+    assert set(group.array_keys()) == {*fields, "episode", "crc32c", "provenance"}
     for name in fields:
         assert group[name].metadata.dimension_names[0] == "time"
         read = np.concatenate([store.column(0, name), store.column(1, name)])
         np.testing.assert_array_equal(group[name][:], read)
         assert group[name].dtype == read.dtype
-    np.testing.assert_array_equal(group["rgb_wrist"][6:], given[1].frames["wrist"])
-    np.testing.assert_array_equal(group["action"][:5], given[0].action)
-    assert group["ep_start"][:].tolist() == [0, 6]
-    assert group["ep_len"][:].tolist() == [5, 3]
+    np.testing.assert_array_equal(group["rgb_wrist"][21:], given[1].frames["wrist"])
+    np.testing.assert_array_equal(group["action"][:20], given[0].action)
+    assert group["episode"][:, 0].tolist() == [0, 21]
+    assert group["episode"][:, 1].tolist() == [20, 3]
+    assert group.attrs["episode_columns"][:2] == ["start", "length"]
+    assert group.attrs["instruction"] == ["push 0", "push 1"]
     # The row of the final observation has no action.
-    assert group["action_token"][5].tolist() == [-1, -1, -1]
-    assert np.isnan(group["log_prob"][5]).all()
+    assert group["action_token"][20].tolist() == [-1, -1, -1]
+    assert np.isnan(group["log_prob"][20]).all()
     root = zarr.open_group(tmp_path / "s", mode="r").attrs
-    assert root["schema_version"] == 1
+    assert root["schema_version"] == SCHEMA_VERSION
     assert root["spec"]["action_names"] == ["u", "v", "w"]
 
 
-def test_a_killed_append_leaves_nothing_visible(tmp_path, make_store, make_trajectory, monkeypatch, assert_same):
+class FullDisk:
+    """``pwrite`` on a disk that is full from the middle of one call on."""
+
+    def __init__(self, call):
+        self.left, self.real = call, os.pwrite
+
+    def __call__(self, descriptor, content, offset):
+        self.left -= 1
+        if self.left < 0:
+            if self.left == -1:
+                self.real(descriptor, bytes(content)[: len(content) // 2], offset)
+            raise OSError(errno.ENOSPC, "full")
+        return self.real(descriptor, content, offset)
+
+
+def test_an_append_that_fails_leaves_nothing_visible(tmp_path, make_store, make_trajectory, monkeypatch, assert_same):
     store = make_store(tmp_path / "s", [make_trajectory(0)])
-    write, calls = data.segment.write_array, []
-
-    def fail_later(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        write(*args, **kwargs)
-
-    monkeypatch.setattr(data.segment, "write_array", fail_later)
-    before = listing(tmp_path / "s")
-    with pytest.raises(KeyboardInterrupt):
-        store.append([make_trajectory(1)])
-    assert listing(tmp_path / "s") == before
-    monkeypatch.undo()
-    # kill -9 cleans nothing up: what was written stays in tmp/, half of it or all.
-    shutil.copytree(tmp_path / "s/seg/00000000", tmp_path / "s/tmp/half")
-    (tmp_path / "s/tmp/half/action/zarr.json").unlink()
-    assert len(ReplayStore.open(tmp_path / "s")) == 1
+    for call in range(27):  # thirteen columns of two episodes, and the journal
+        monkeypatch.setattr(os, "pwrite", FullDisk(call))
+        with pytest.raises(UserError, match=r"no space left for [^\n]*: nothing of this append was stored"):
+            store.append([make_trajectory(1), make_trajectory(2)])
+        monkeypatch.undo()
+        for reader in (store, ReplayStore.open(tmp_path / "s")):
+            reader.refresh()
+            assert len(reader) == 1
     store.append([make_trajectory(2)])
-    assert len(store) == 2
-    assert_same(ReplayStore.open(tmp_path / "s").trajectory(1), make_trajectory(2))
+    for reader in (store, ReplayStore.open(tmp_path / "s")):
+        assert_same(reader.trajectory(0), make_trajectory(0))
+        assert_same(reader.trajectory(len(reader) - 1), make_trajectory(2))
 
 
 def test_a_damaged_segment_is_named_and_not_read_as_zeros(tmp_path, make_store, make_trajectory):
-    make_store(tmp_path / "s", [make_trajectory(0)])
+    make_store(tmp_path / "s", [make_trajectory(0)]).close()
     (tmp_path / "s/seg/00000000/rgb_front/c.0.0.0.0").unlink()
     with pytest.raises(UserError, match=r"damaged segment: .*rgb_front.* found 0"):
         ReplayStore.open(tmp_path / "s")
@@ -105,7 +113,7 @@ def test_another_schema_version_is_refused_and_untouched(tmp_path, make_store, m
     metadata["attributes"]["schema_version"] = 7
     file.write_text(json.dumps(metadata))
     before = listing(tmp_path / "s")
-    with pytest.raises(UserError, match="schema version 7, this code reads version 1") as error:
+    with pytest.raises(UserError, match=f"schema version 7, this code reads version {SCHEMA_VERSION}") as error:
         ReplayStore.open(tmp_path / "s")
     assert "\n" not in str(error.value)
     assert listing(tmp_path / "s") == before
@@ -137,33 +145,52 @@ def test_trajectories_that_do_not_fit_are_refused(tmp_path, make_store, make_tra
     for trajectory in bad:
         with pytest.raises(ValueError, match=r"expected|finite|log_prob"):
             store.append([trajectory])
-    assert len(store) == store.position == 0
+    assert len(store) == 0
+    assert store.position == {}
 
 
-def test_rollback_moves_and_loses_nothing(tmp_path, make_store, make_trajectory, assert_same):
-    given = [make_trajectory(i, behaviour=Behaviour.UNKNOWN) for i in range(4)]
-    store = make_store(tmp_path / "s", [given[0]], [given[1]], [given[2]])
-    label(store, "00000002", 5)
+def test_rollback_hides_and_loses_nothing(tmp_path, make_store, make_trajectory, assert_same):
+    given = [make_trajectory(i, behaviour=Behaviour.UNKNOWN) for i in range(5)]
+    store = make_store(tmp_path / "s", given[:1])
+    early = store.position
+    store.append(given[1:3])
+    late = store.position
+    assert (early, late) == ({"00000000": 1}, {"00000000": 3})
+    store.seal()
+    label(store, "00000000", 5)
+    store.append(given[3:4])
     before = listing(tmp_path / "s")
-    assert store.rollback(1) == ["00000001", "00000002"]
-    assert (len(store), store.position) == (1, 1)
+    assert store.rollback(late) == ["00000001"]
+    assert store.rollback(early) == ["00000000"]
+    assert store.position == early
     after = listing(tmp_path / "s")
     for name, content in before.items():
-        moved = name.startswith(("seg/00000001", "seg/00000002", "cloned/00000002"))
-        assert after["superseded/0/" + name if moved else name] == content
-    # A number is never used twice, so a name always means the same bytes.
-    assert store.append([given[3]]) == "00000003"
-    reader = ReplayStore.open(tmp_path / "s")
-    assert_same(reader.trajectory(1), given[3])
-    assert reader.rollback(0) == ["00000000", "00000003"]
-    assert reader.rollback(0) == []
-    with pytest.raises(UserError, match="written with 2 segments"):
-        reader.rollback(2)
+        if not name.startswith("open"):  # which was sealed
+            assert after[name] == content
+    store.append([given[4]])
+    assert store.position == {"00000000": 1, "00000002": 1}
+    for reader in (store, ReplayStore.open(tmp_path / "s")):
+        assert len(reader) == 2
+        assert_same(reader.trajectory(1), given[4])
+    with pytest.raises(UserError, match="written with 3 episodes in segment 00000000"):
+        store.rollback(late)
+    assert store.rollback({}) == ["00000000", "00000002"]
+    assert store.rollback({}) == []
+    assert len(ReplayStore.open(tmp_path / "s")) == 0
+
+
+def test_a_rollback_under_another_writer_is_refused(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s", [make_trajectory(0)])
+    other = ReplayStore.open(tmp_path / "s")
+    with pytest.raises(UserError, match="another process is writing segment 00000000"):
+        other.rollback({})
+    store.close()
+    assert other.rollback({}) == ["00000000"]
 
 
 def label(store, segment, seed, **changes):
     rng = np.random.default_rng(seed)
-    rows = store.segments[[s.name for s in store.segments].index(segment)].rows
+    rows = next(s for s in store.segments if s.name == segment).rows
     values = {"action_token": rng.integers(0, 11, (rows, 3)).astype("i2"),
               "log_prob": -rng.random((rows, 3)).astype("f4"), "decision": np.arange(rows) % 3 == 0, "model": "clone"}
     store.label_behaviour(segment, **(values | changes))
@@ -173,6 +200,9 @@ def label(store, segment, seed, **changes):
 def test_label_behaviour_overlays_unknown_episodes_only(tmp_path, make_store, make_trajectory, assert_same):
     given = [make_trajectory(0, 4), make_trajectory(1, 5, behaviour=Behaviour.UNKNOWN)]
     store = make_store(tmp_path / "s", given)
+    with pytest.raises(UserError, match=r"segment 00000000 of .* is still being written"):
+        label(store, "00000000", 5)
+    store.seal()
     sealed = listing(tmp_path / "s/seg")
     other = ReplayStore.open(tmp_path / "s")
     values = label(store, "00000000", 5)
@@ -191,13 +221,14 @@ def test_label_behaviour_overlays_unknown_episodes_only(tmp_path, make_store, ma
 
     again = label(store, "00000000", 6)
     np.testing.assert_array_equal(store.trajectory(1).log_prob, again["log_prob"][5:10])
-    assert (tmp_path / "s/superseded/0/cloned/00000000/log_prob/zarr.json").exists()
+    assert (tmp_path / "s/superseded/0/00000000/log_prob/zarr.json").exists()
     other.refresh()
     np.testing.assert_array_equal(other.trajectory(1).log_prob, again["log_prob"][5:10])
 
 
 def test_a_label_that_does_not_cover_the_segment_is_refused(tmp_path, make_store, make_trajectory):
     store = make_store(tmp_path / "s", [make_trajectory(1, 5, behaviour=Behaviour.UNKNOWN)])
+    store.seal()
     with pytest.raises(ValueError, match="without a finite log_prob"):
         label(store, "00000000", 0, log_prob=np.full((6, 3), np.nan, "f4"))
     with pytest.raises(ValueError, match=r"decision has shape \(5,\), expected \(6,\)"):
@@ -216,7 +247,7 @@ def test_refresh_sees_other_writers_and_only_changes_count(tmp_path, make_store,
     other.refresh()
     assert len(other) == 3
     assert other.generation > generation
-    store.rollback(1)
+    store.rollback({"00000000": 1})
     other.refresh()
     assert len(other) == 1
 
@@ -237,7 +268,7 @@ def test_two_processes_lose_no_append(tmp_path, make_store, make_trajectory):
         writer.join()
     store = ReplayStore.open(tmp_path / "s")
     assert sorted(store.provenance(i)["seed"] for i in range(len(store))) == [*range(10), *range(100, 110)]
-    assert [s.name for s in store.segments] == [f"{i:08d}" for i in range(20)]
+    assert sorted(store.position.values()) == [10, 10]
 
 
 def test_summary_counts_by_source_task_behaviour_success(tmp_path, make_store, make_trajectory):

@@ -58,6 +58,8 @@ def collect(
                 if replay is not None and (len(recorded) % world.num_envs == 0 or len(recorded) == episodes):
                     replay.append(recorded[-((len(recorded) - 1) % world.num_envs + 1):])  # so a crash loses few
                 bar.advance()
+        if replay is not None:
+            replay.close()
         if lerobot is not None:
             write_lerobot(Path(lerobot), recorded, spec=world.spec, statistics=world.statistics,
                           fps=world.spec.control_hz, version=format)

@@ -34,11 +34,11 @@ def train_world_model(
     """
     replay, run = ReplayStore.open(store), Path(folder)
     journal = Journal(run, logger, enabled=True)
-    position = round(replay.position * (1 - held_out))
-    if not 0 < position < replay.position:
-        raise UserError(f"held_out={held_out} of {replay.position} segments leaves {position} to train on; "
+    shown = round(len(replay) * (1 - held_out))
+    if not 0 < shown < len(replay):
+        raise UserError(f"held_out={held_out} of {len(replay)} episodes leaves {shown} to train on; "
                         "collect more, or try held_out=0.3")
-    seen = replay.at(position)
+    seen = replay.at(shown)
     learner = WorldModelLearner(world_model, spec=replay.spec, statistics=replay.statistics, seed=seed,
                                 device=str(runtime().device))
     both = world_model.steps + round(world_model.steps * world_model.success_ratio)
