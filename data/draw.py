@@ -97,6 +97,9 @@ class EpisodeDraw:
     def draw(self, rng: np.random.Generator, source: Source, windows: int) -> np.ndarray:
         """Indices of ``windows`` episodes, with replacement; there must be ``any``."""
         strata = self._strata[WORDS["source"].index(source)]
+        if len(strata) == 1:
+            (stratum,) = strata.values()
+            return stratum.episodes.values[stratum.tree.find(rng.random(windows) * stratum.tree.total)]
         totals = np.array([stratum.tree.total for stratum in strata.values()])
         weights = totals
         if self.limits.task_weights == "failures":
@@ -134,6 +137,8 @@ class EpisodeDraw:
         first, last = self._seen, len(episodes)
         self._seen = last
         source, task, version = (episodes.code(name)[first:last] for name in ("source", "task", "policy_version"))
+        if self.limits.task_weights == "uniform":  # then one stratum holds all
+            task = np.zeros_like(task)
         base = np.asarray(self.weigh(episodes.rows(first, last)), float)
         place = np.stack([source, task, np.full(last - first, -1)], axis=1)
         self._base.append(base)
@@ -189,7 +194,7 @@ class EpisodeDraw:
 
 
 class _Stratum:
-    """Drawable episodes of one source and task, and their weights."""
+    """Drawable episodes of one source (and task, where tasks are weighed), and their weights."""
 
     def __init__(self) -> None:
         self.episodes = Growing()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,13 @@ from data.draw import EpisodeDraw, Limits
 from data.layout import EPISODE, WORDS
 from data.segment import Segment
 from data.store import ReplayStore
-from data.types import Behaviour, DecisionBatch, Source, StepBatch, Success, UserError
+from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, Success, UserError
 
-_LENGTH, _DECISIONS, _SUCCESS, _BEHAVIOUR = map(EPISODE.index, ("length", "decisions", "success", "behaviour"))
+_LENGTH, _DECISIONS, _BEHAVIOUR = map(EPISODE.index, ("length", "decisions", "behaviour"))
+_CLONED, _SUCCESS_UNKNOWN = WORDS["behaviour"].index(Behaviour.CLONED), WORDS["success"].index(Success.UNKNOWN)
+_SMALL = ("proprio", "action_token", "log_prob", "reward", "terminated", "policy_version", "uncertainty")
 _YES, _UNKNOWN = WORDS["success"].index(Success.YES), WORDS["behaviour"].index(Behaviour.UNKNOWN)
+_SOURCES = list(Source)
 _ALL = slice(None)
 _DECISION_STREAM, _STEP_STREAM = 1, 2
 
@@ -81,16 +84,18 @@ class DecisionSampler:
         self.episodes = EpisodeDraw(store, config.limits(), _has_decisions, priority_exponent=priority_exponent)
 
     def sample(
-        self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
+        self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1,
+        into: Mapping[str, Tensor] | None = None,
     ) -> DecisionBatch:
         """Rank ``rank``'s share of batch number ``step``; all shares concatenated are the batch of one process.
 
         ``version`` is that of the policy in training, ``now`` the time in s since 1970: what ``max_lag`` and
-        ``max_age`` are measured against. Raises ``UserError`` when a source with a weight has nothing to draw.
+        ``max_age`` are measured against. ``into`` are buffers that the pictures may be written to (``Buffers``).
+        Raises ``UserError`` when a source with a weight has nothing to draw.
         """
         episodes, starts = self.plan(step, version=version, now=now)
         first, last = (len(episodes) * r // world_size for r in (rank, rank + 1))
-        return self._read(episodes[first:last], starts[first:last])
+        return self._read(episodes[first:last], starts[first:last], into)
 
     def plan(
         self, step: int, *, version: int | None = None, now: float | None = None
@@ -108,57 +113,71 @@ class DecisionSampler:
         starts = rng.integers(np.maximum(0, table.code("decisions")[episodes] - config.decisions) + 1)
         return episodes, starts
 
-    def _read(self, episodes: np.ndarray, starts: np.ndarray) -> DecisionBatch:
+    def _read(self, episodes: np.ndarray, starts: np.ndarray, into: Mapping[str, Tensor] | None) -> DecisionBatch:
+        """Copy pictures window by window, then cut the small columns of all windows into decisions at once."""
         spec, d, k = self.store.spec, self.config.decisions, self.chunk
-        b, size, a = len(episodes), spec.image_size, spec.action_dim
-        frames = {camera: np.empty((b, d, size, size, 3), np.uint8) for camera in spec.cameras}
-        final_frames = {camera: np.empty((b, size, size, 3), np.uint8) for camera in spec.cameras}
-        proprio, final_proprio = np.zeros((b, d, spec.proprio_dim), np.float32), np.zeros((b, spec.proprio_dim), "f4")
-        token, log_prob = np.zeros((b, d, k, a), np.int64), np.zeros((b, d, k, a), np.float32)
-        token_mask, mask, terminated = np.zeros((b, d, k), bool), np.zeros((b, d), bool), np.zeros(b, bool)
-        reward, discount, uncertainty = (np.zeros((b, d), np.float32) for _ in range(3))
-        version = np.zeros((b, d), np.int64)
-
-        for j, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
-            segment, row = self.store.locate(episode)
+        b, cameras = len(episodes), spec.cameras
+        frames = _pictures(spec, (b, d), into, "")
+        final_frames = _pictures(spec, (b,), into, "final_")
+        packed: dict[str, list[np.ndarray]] = {name: [] for name in _SMALL}
+        borders_of, firsts = [], np.empty(b, np.int64)
+        packed_rows = 0
+        for j, (segment, begin, length, start) in enumerate(_places(self.store, episodes, starts)):
             columns = segment.columns
-            begin, length = segment.table[row, :2].tolist()
-            end = begin + length
-            decided = np.flatnonzero(columns["decision"][begin:end]) + begin
-            borders = np.append(decided[start : start + d + 1], end)[: d + 1]
-            rows, following, n = borders[:-1], borders[-1], len(borders) - 1
-            span = np.diff(borders)
-            inside = np.arange(k) < span[:, None]
-            chunk = np.minimum(rows[:, None] + np.arange(k), end)
+            decided = columns["decision"][begin : begin + length].nonzero()[0][start : start + d + 1]
+            n = min(len(decided), d)
+            borders = np.empty(n + 1, np.int64)
+            borders[:n], borders[n] = decided[:n], decided[d] if len(decided) > d else length
+            first, following = begin + int(borders[0]), begin + int(borders[n])
+            rows = slice(first, begin + int(borders[n - 1]) + 1)
+            contiguous = rows.stop - rows.start == n
+            for camera in cameras:
+                source, target = columns[f"rgb_{camera}"], frames[camera]
+                if contiguous:
+                    target[j, :n] = source[rows]
+                else:
+                    source.take(borders[:-1] + begin, axis=0, out=target[j, :n], mode="clip")
+                target[j, n:] = 0
+                final_frames[camera][j] = source[following]
+            for name, pieces in packed.items():
+                pieces.append(columns[name][first : following + 1])
+            borders_of.append(borders - borders[0])
+            firsts[j], packed_rows = packed_rows, packed_rows + following + 1 - first
 
-            mask[j, :n], token_mask[j, :n] = True, inside
-            token[j, :n] = np.where(inside[..., None], columns["action_token"][chunk], 0)
-            log_prob[j, :n] = np.where(inside[..., None], columns["log_prob"][chunk], 0)
-            proprio[j, :n], final_proprio[j] = columns["proprio"][rows], columns["proprio"][following]
-            version[j, :n] = columns["policy_version"][rows]
-            discount[j, :n] = self.config.discount**span
-            steps = np.arange(rows[0], following)
-            age = steps - np.repeat(rows, span)
-            first = rows - rows[0]
-            reward[j, :n] = np.add.reduceat(columns["reward"][steps] * self.config.discount**age, first)
-            uncertainty[j, :n] = np.add.reduceat(columns["uncertainty"][steps], first) / span
-            terminated[j] = columns["terminated"][following - 1]
-            for camera in spec.cameras:
-                source_frames = columns[f"rgb_{camera}"]
-                source_frames.take(rows, axis=0, out=frames[camera][j, :n], mode="clip")
-                frames[camera][j, n:] = 0
-                final_frames[camera][j] = source_frames[following]
+        small = {name: np.concatenate(pieces) for name, pieces in packed.items()}
+        counts = np.array([len(borders) - 1 for borders in borders_of])
+        window = np.repeat(np.arange(b), counts)
+        at = window, np.arange(len(window)) - np.repeat(counts.cumsum() - counts, counts)
+        begins = np.concatenate([borders[:-1] for borders in borders_of]) + firsts[window]
+        ends = np.concatenate([borders[1:] for borders in borders_of]) + firsts[window]
+        final = np.append(firsts[1:], packed_rows) - 1
+        span, gamma = ends - begins, self.config.discount
+        inside = np.arange(k) < span[:, None]
+        chunk = np.minimum(begins[:, None] + np.arange(k), packed_rows - 1)
+        # Steps since their decision; the observation after the last one belongs to no decision.
+        age = np.arange(packed_rows) - np.repeat(begins, np.diff(begins, append=packed_rows))
+        belongs = np.ones(packed_rows, np.float32)
+        belongs[final] = 0
+        reward = np.add.reduceat(small["reward"] * (gamma**age).astype(np.float32) * belongs, begins)
+        uncertainty = np.add.reduceat(small["uncertainty"] * belongs, begins) / span
+
+        def padded(values: np.ndarray, dtype: type = np.float32) -> Tensor:
+            whole = np.zeros((b, d, *values.shape[1:]), dtype)
+            whole[at] = values
+            return torch.from_numpy(whole)
 
         table = self.store.episodes
         return DecisionBatch(
-            frames=_tensors(frames), proprio=torch.from_numpy(proprio),
-            instruction=table.instruction[episodes].tolist(), token=torch.from_numpy(token),
-            log_prob=torch.from_numpy(log_prob), token_mask=torch.from_numpy(token_mask), mask=torch.from_numpy(mask),
-            reward=torch.from_numpy(reward), discount=torch.from_numpy(discount),
-            terminated=torch.from_numpy(terminated), final_frames=_tensors(final_frames),
-            final_proprio=torch.from_numpy(final_proprio), policy_version=torch.from_numpy(version),
-            uncertainty=torch.from_numpy(uncertainty), source=[Source(name) for name in table.source[episodes]],
-            cloned=torch.from_numpy(table.behaviour[episodes] == Behaviour.CLONED.value),
+            frames=_tensors(frames), proprio=padded(small["proprio"][begins]),
+            instruction=table.words("instruction", episodes),
+            token=padded(np.where(inside[..., None], small["action_token"][chunk], 0), np.int64),
+            log_prob=padded(np.where(inside[..., None], small["log_prob"][chunk], 0)),
+            token_mask=padded(inside, bool), mask=padded(np.ones(len(window)), bool), reward=padded(reward),
+            discount=padded(gamma**span), terminated=torch.from_numpy(small["terminated"][final - 1]),
+            final_frames=_tensors(final_frames), final_proprio=torch.from_numpy(small["proprio"][final]),
+            policy_version=padded(small["policy_version"][begins], np.int64), uncertainty=padded(uncertainty),
+            source=[_SOURCES[code] for code in table.code("source")[episodes].tolist()],
+            cloned=torch.from_numpy(table.code("behaviour")[episodes] == _CLONED),
         )
 
 
@@ -181,10 +200,11 @@ class StepSampler:
         self.episodes = EpisodeDraw(store, limits or Limits(), self._positions, priority_exponent=priority_exponent)
 
     def sample(
-        self, step: int, batch: int, *, version: int | None = None, now: float | None = None
+        self, step: int, batch: int, *, version: int | None = None, now: float | None = None,
+        into: Mapping[str, Tensor] | None = None,
     ) -> StepBatch:
         """Batch number ``step`` of ``batch`` windows. Raises ``UserError`` when a source with a weight is empty."""
-        return self._read(*self.plan(step, batch, version=version, now=now))
+        return self._read(*self.plan(step, batch, version=version, now=now), into)
 
     def plan(
         self, step: int, batch: int, *, version: int | None = None, now: float | None = None
@@ -206,29 +226,41 @@ class StepSampler:
         """How many positions an episode has."""
         return np.maximum(table[rows, _LENGTH] - self.horizon, 0) + 1
 
-    def _read(self, episodes: np.ndarray, positions: np.ndarray) -> StepBatch:
+    def _read(
+        self, episodes: np.ndarray, positions: np.ndarray, into: Mapping[str, Tensor] | None
+    ) -> StepBatch:
         spec, table = self.store.spec, self.store.episodes
-        s, b, size = self.context + self.horizon - 1, len(episodes), spec.image_size
-        frames = {camera: np.empty((b, s + 1, size, size, 3), np.uint8) for camera in spec.cameras}
+        s, b = self.context + self.horizon - 1, len(episodes)
+        frames = _pictures(spec, (b, s + 1), into, "")
         proprio, action = np.empty((b, s + 1, spec.proprio_dim), "f4"), np.zeros((b, s, spec.action_dim), "f4")
-        mask, done = np.zeros((b, s), bool), np.zeros((b, s + 1), bool)
-        for j, (episode, position) in enumerate(zip(episodes, positions, strict=True)):
-            segment, row = self.store.locate(episode)
-            start, length = segment.starts[row], segment.lengths[row]
-            steps = position - (self.context - 1) + np.arange(s + 1)  # counted from the episode's beginning
-            real = (steps[:-1] >= 0) & (steps[:-1] < length)
-            seen = np.clip(steps, 0, length)
-            rows = start + seen
-            mask[j], action[j, real] = real, segment.columns["action"][rows[:-1][real]]
-            proprio[j] = segment.columns["proprio"][rows]
-            done[j] = (seen == length) & _ends_in_success(segment, row)
+        terminated = np.empty(b, bool)
+        lengths = table.length[episodes]
+        # Counted from the episode's beginning; what lies outside it repeats the nearest observation.
+        steps = (positions - (self.context - 1))[:, None] + np.arange(s + 1)
+        seen = np.clip(steps, 0, lengths[:, None])
+        mask = (steps[:, :-1] >= 0) & (steps[:, :-1] < lengths[:, None])
+        whole = mask.all(axis=1)
+        for j, (segment, begin, length, step) in enumerate(_places(self.store, episodes, steps[:, 0])):
+            columns = segment.columns
+            terminated[j] = columns["terminated"][begin + length - 1]
+            if whole[j]:
+                rows = slice(begin + step, begin + step + s + 1)
+                proprio[j], action[j] = columns["proprio"][rows], columns["action"][rows.start : rows.stop - 1]
+                for camera in spec.cameras:
+                    frames[camera][j] = columns[f"rgb_{camera}"][rows]
+                continue
+            places = begin + seen[j]
+            action[j, mask[j]] = columns["action"][places[:-1][mask[j]]]
+            proprio[j] = columns["proprio"][places]
             for camera in spec.cameras:
-                segment.columns[f"rgb_{camera}"].take(rows, axis=0, out=frames[camera][j], mode="clip")
+                columns[f"rgb_{camera}"].take(places, axis=0, out=frames[camera][j], mode="clip")
+        success = table.code("success")[episodes]
+        done = (seen == lengths[:, None]) & ((success == _YES) & terminated)[:, None]
         return StepBatch(
             frames=_tensors(frames), proprio=torch.from_numpy(proprio), action=torch.from_numpy(action),
-            mask=torch.from_numpy(mask), instruction=table.instruction[episodes].tolist(),
-            source=[Source(name) for name in table.source[episodes]], success_frame=torch.from_numpy(done),
-            success_known=torch.from_numpy(table.success[episodes] != Success.UNKNOWN.value),
+            mask=torch.from_numpy(mask), instruction=table.words("instruction", episodes),
+            source=[_SOURCES[code] for code in table.code("source")[episodes].tolist()], success_frame=torch.from_numpy(done),
+            success_known=torch.from_numpy(success != _SUCCESS_UNKNOWN),
         )
 
 
@@ -274,9 +306,25 @@ def _nothing_to_draw(store: ReplayStore, source: Source, weight: float) -> str:
             f"{source.value}; add some, or type replay.mix.{source.value}=0")
 
 
-def _ends_in_success(segment: Segment, row: int) -> bool:
-    last = segment.starts[row] + segment.lengths[row] - 1
-    return segment.table[row, _SUCCESS] == _YES and bool(segment.columns["terminated"][last])
+def _places(
+    store: ReplayStore, episodes: np.ndarray, extra: np.ndarray
+) -> Iterator[tuple[Segment, int, int, int]]:
+    """Segment, first row and length of each episode, with what ``extra`` says of it."""
+    table, segments = store.episodes, store.segments
+    columns = (table.code(name)[episodes].tolist() for name in ("start", "length"))
+    for place, start, length, value in zip(table.place[episodes].tolist(), *columns, extra.tolist(), strict=True):
+        yield segments[place], start, length, value
+
+
+def _pictures(
+    spec: Spec, shape: tuple[int, ...], into: Mapping[str, Tensor] | None, prefix: str
+) -> dict[str, np.ndarray]:
+    """Where a batch's frames go: new arrays, or those of an earlier batch."""
+    whole = (*shape, spec.image_size, spec.image_size, 3)
+    if into is None:
+        return {camera: np.empty(whole, np.uint8) for camera in spec.cameras}
+    return {camera: into[prefix + camera].numpy().reshape(-1)[: math.prod(whole)].reshape(whole)
+            for camera in spec.cameras}
 
 
 def _generator(seed: int, step: int, stream: int) -> np.random.Generator:

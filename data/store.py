@@ -24,7 +24,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +87,7 @@ class StoreConfig:
 class Episodes:
     """All visible episodes in order of commit, one NumPy column per property, ``[episodes]`` each."""
 
-    def __init__(self, table: np.ndarray, words: Mapping[str, Iterable[str]], segments: Sequence[Segment]) -> None:
+    def __init__(self, table: np.ndarray, words: Mapping[str, list[str]], segments: Sequence[Segment]) -> None:
         self._table, self._words, self._segments = table, words, segments
 
     def __len__(self) -> int:
@@ -100,6 +100,16 @@ class Episodes:
     def rows(self, first: int, last: int) -> np.ndarray:
         """``[last - first, columns]`` of the ``EPISODE`` columns, words coded alike for all segments."""
         return self._table[first:last, 2:]
+
+    def words(self, name: str, episodes: np.ndarray) -> list[str]:
+        """Source, task, instruction, success or behaviour of some episodes."""
+        words = self._words[name]
+        return [words[code] for code in self.code(name)[episodes].tolist()]
+
+    @property
+    def place(self) -> np.ndarray:
+        """The place of its segment in ``ReplayStore.segments``."""
+        return self._table[:, 0]
 
     @property
     def row(self) -> np.ndarray:
@@ -157,7 +167,22 @@ class Episodes:
         return self._decoded("behaviour")
 
     def _decoded(self, name: str) -> np.ndarray:
-        return np.array(list(self._words[name]) or [""])[self.code(name)]
+        return np.array(self._words[name] or [""])[self.code(name)]
+
+
+def store_attributes(path: Path) -> dict[str, Any]:
+    """What a store says of itself. Raises ``UserError`` when there is none, or one of another schema version."""
+    try:
+        attributes = read_attributes(path)
+    except (OSError, ValueError, KeyError):
+        attributes = {}
+    if attributes.get("schema") != SCHEMA:
+        raise UserError(f"no replay store at {path}: expected a folder written by this project, found "
+                        f"{'another folder' if path.is_dir() else 'nothing'}; check store=<folder>")
+    if attributes["schema_version"] != SCHEMA_VERSION:
+        raise UserError(f"the replay store {path} has schema version {attributes['schema_version']}, this code "
+                        f"reads version {SCHEMA_VERSION}; use the code that wrote it, or another store=<folder>")
+    return attributes
 
 
 class ReplayStore:
@@ -209,16 +234,7 @@ class ReplayStore:
     def open(path: str | Path, config: StoreConfig | None = None) -> ReplayStore:
         """Open a store. Raises ``UserError`` when there is none, or one of another schema version; changes nothing."""
         path = Path(path)
-        try:
-            attributes = read_attributes(path)
-        except (OSError, ValueError, KeyError):
-            attributes = {}
-        if attributes.get("schema") != SCHEMA:
-            raise UserError(f"no replay store at {path}: expected a folder written by this project, found "
-                            f"{'another folder' if path.is_dir() else 'nothing'}; check store=<folder>")
-        if attributes["schema_version"] != SCHEMA_VERSION:
-            raise UserError(f"the replay store {path} has schema version {attributes['schema_version']}, this code "
-                            f"reads version {SCHEMA_VERSION}; use the code that wrote it, or another store=<folder>")
+        attributes = store_attributes(path)
         return ReplayStore(path, attributes, config or StoreConfig())
 
     def __enter__(self) -> ReplayStore:
@@ -422,7 +438,8 @@ class ReplayStore:
         """Place of every known segment in ``segments``."""
         self._shown: dict[str, int] = {}
         """How many of its episodes are in the table."""
-        self._words: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
+        self._codes: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
+        self._words: dict[str, list[str]] = {name: [] for name in self._codes}
         self._table = Growing((2 + len(EPISODE),))
         """Place of the segment, row in it, then the ``EPISODE`` columns."""
         self.rebuilt += 1
@@ -456,9 +473,10 @@ class ReplayStore:
         self._shown[name] = last
         rows = np.empty((last - first, 2 + len(EPISODE)), np.int64)
         rows[:, 0], rows[:, 1], rows[:, 2:] = place, np.arange(first, last), segment.table[first:last]
-        for word in self._words:
-            known = self._words[word]
+        for word, known in self._codes.items():
             codes = [known.setdefault(text, len(known)) for text in segment.words[word]]
+            if len(known) > len(self._words[word]):
+                self._words[word] = list(known)
             rows[:, 2 + _COLUMN[word]] = np.array(codes)[rows[:, 2 + _COLUMN[word]]]
         return [rows]
 

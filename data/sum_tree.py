@@ -49,12 +49,13 @@ class SumTree:
     def find(self, places: np.ndarray) -> np.ndarray:
         """Item at each place in ``[0, total)``, where every item is as wide as its weight; never one of weight 0."""
         rest = np.asarray(places, float)
+        walks = np.arange(len(rest))
         node = np.zeros(len(rest), np.int64)
+        ends = np.zeros((len(rest), _FAN + 1))
         for level in reversed(self._levels):
-            children = level.reshape(-1, _FAN)[node]
-            ends = children.cumsum(axis=1)
+            np.cumsum(level.reshape(-1, _FAN)[node], axis=1, out=ends[:, 1:])
             inside = np.minimum(rest, np.nextafter(ends[:, -1], 0))  # a sum may round to more than its parts
-            child = (ends <= inside[:, None]).sum(axis=1)
-            rest = inside - np.where(child > 0, np.take_along_axis(ends, np.maximum(child - 1, 0)[:, None], 1)[:, 0], 0)
+            child = (ends[:, 1:] <= inside[:, None]).sum(axis=1)
+            rest = inside - ends[walks, child]
             node = node * _FAN + child
         return node
