@@ -147,7 +147,9 @@ class EpisodeDraw:
         drawable = base > 0
         for code in np.unique(source[drawable]).tolist():
             self._queue[code].append(new[drawable & (source == code)])
-            for task_code in np.unique(task[drawable & (source == code)]).tolist():
+            tasks, seen_at = np.unique(task[drawable & (source == code)], return_index=True)
+            # In order of appearance, which a sampler that saw the store grow and one that opens it now agree on.
+            for task_code in tasks[seen_at.argsort()].tolist():
                 mine = drawable & (source == code) & (task == task_code)
                 stratum = self._strata[code].setdefault(task_code, _Stratum())
                 place[mine, 2] = len(stratum.tree) + np.arange(mine.sum())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from data.draw import EpisodeDraw, Limits
 from data.layout import EPISODE, WORDS
+from data.mapping import will_need
 from data.segment import Segment
-from data.store import ReplayStore
+from data.store import Episodes, ReplayStore
 from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, Success, UserError
 
 _LENGTH, _DECISIONS, _BEHAVIOUR = map(EPISODE.index, ("length", "decisions", "behaviour"))
@@ -68,6 +70,32 @@ class ReplayConfig:
                       task_weights=self.task_weights)
 
 
+class Plan(NamedTuple):
+    """Windows that are drawn but not yet read, and the tables they were drawn from, whatever the store shows later."""
+
+    episodes: np.ndarray
+    """``[windows]``."""
+    starts: np.ndarray
+    """First decision, or first step that is predicted, of each, counted from the episode's beginning."""
+    table: Episodes
+    segments: Sequence[Segment]
+
+    def places(self, extra: np.ndarray) -> Iterator[tuple[Segment, int, int, int]]:
+        """Segment, first row and length of each window's episode, with what ``extra`` says of it."""
+        columns = (self.table.code(name)[self.episodes].tolist() for name in ("start", "length"))
+        place = self.table.place[self.episodes].tolist()
+        for where, start, length, value in zip(place, *columns, extra.tolist(), strict=True):
+            yield self.segments[where], start, length, value
+
+    def advise(self, cameras: Sequence[str], context: int, rows: int) -> None:
+        """Have pictures fetched from disk while something else is done: ``rows`` of each window, some before it."""
+        for segment, begin, length, start in self.places(np.maximum(self.starts - context, 0)):
+            for camera in cameras:
+                column = segment.columns[f"rgb_{camera}"]
+                if isinstance(column, np.ndarray):
+                    will_need(column[begin + start : begin + min(start + rows, length + 1)])
+
+
 class DecisionSampler:
     """Windows of decisions for a learner.
 
@@ -84,23 +112,19 @@ class DecisionSampler:
         self.episodes = EpisodeDraw(store, config.limits(), _has_decisions, priority_exponent=priority_exponent)
 
     def sample(
-        self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1,
-        into: Mapping[str, Tensor] | None = None,
+        self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
     ) -> DecisionBatch:
         """Rank ``rank``'s share of batch number ``step``; all shares concatenated are the batch of one process.
 
         ``version`` is that of the policy in training, ``now`` the time in s since 1970: what ``max_lag`` and
-        ``max_age`` are measured against. ``into`` are buffers that the pictures may be written to (``Buffers``).
-        Raises ``UserError`` when a source with a weight has nothing to draw.
+        ``max_age`` are measured against. Raises ``UserError`` when a source with a weight has nothing to draw.
         """
-        episodes, starts = self.plan(step, version=version, now=now)
-        first, last = (len(episodes) * r // world_size for r in (rank, rank + 1))
-        return self._read(episodes[first:last], starts[first:last], into)
+        return self.read(self.plan(step, version=version, now=now, rank=rank, world_size=world_size))
 
     def plan(
-        self, step: int, *, version: int | None = None, now: float | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Episode and first decision of every window of the global batch, in random order."""
+        self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
+    ) -> Plan:
+        """Choose the windows of ``sample``."""
         config, table = self.config, self.store.episodes
         self.episodes.update(version=version, now=now)
         rng = _generator(self.seed, step, _DECISION_STREAM)
@@ -111,18 +135,32 @@ class DecisionSampler:
             drawn.append(self.episodes.draw(rng, source, windows))
         episodes = rng.permutation(np.concatenate(drawn))  # so that every rank gets every source
         starts = rng.integers(np.maximum(0, table.code("decisions")[episodes] - config.decisions) + 1)
-        return episodes, starts
+        first, last = (len(episodes) * r // world_size for r in (rank, rank + 1))
+        return Plan(episodes[first:last], starts[first:last], table, self.store.segments)
 
-    def _read(self, episodes: np.ndarray, starts: np.ndarray, into: Mapping[str, Tensor] | None) -> DecisionBatch:
-        """Copy pictures window by window, then cut the small columns of all windows into decisions at once."""
+    def buffers(self, *, pin: bool) -> dict[str, Tensor]:
+        """Memory that ``read`` can put the pictures of a batch into."""
+        config, spec = self.config, self.store.spec
+        return _buffers(spec, {"": (config.windows, config.decisions), "final_": (config.windows,)}, pin=pin)
+
+    def advise(self, plan: Plan) -> None:
+        """Have the pictures of planned windows fetched from disk while something else is done.
+
+        Where the decisions lie is not read for this: as many steps as decisions are asked for, from the beginning.
+        """
+        plan.advise(self.store.spec.cameras, 0, self.config.decisions + 1)
+
+    def read(self, plan: Plan, into: Mapping[str, Tensor] | None = None) -> DecisionBatch:
+        """The planned windows: pictures copied one by one, the small columns of all cut into decisions at once."""
         spec, d, k = self.store.spec, self.config.decisions, self.chunk
-        b, cameras = len(episodes), spec.cameras
+        episodes, table, cameras = plan.episodes, plan.table, spec.cameras
+        b = len(episodes)
         frames = _pictures(spec, (b, d), into, "")
         final_frames = _pictures(spec, (b,), into, "final_")
         packed: dict[str, list[np.ndarray]] = {name: [] for name in _SMALL}
         borders_of, firsts = [], np.empty(b, np.int64)
         packed_rows = 0
-        for j, (segment, begin, length, start) in enumerate(_places(self.store, episodes, starts)):
+        for j, (segment, begin, length, start) in enumerate(plan.places(plan.starts)):
             columns = segment.columns
             decided = columns["decision"][begin : begin + length].nonzero()[0][start : start + d + 1]
             n = min(len(decided), d)
@@ -166,7 +204,6 @@ class DecisionSampler:
             whole[at] = values
             return torch.from_numpy(whole)
 
-        table = self.store.episodes
         return DecisionBatch(
             frames=_tensors(frames), proprio=padded(small["proprio"][begins]),
             instruction=table.words("instruction", episodes),
@@ -200,16 +237,15 @@ class StepSampler:
         self.episodes = EpisodeDraw(store, limits or Limits(), self._positions, priority_exponent=priority_exponent)
 
     def sample(
-        self, step: int, batch: int, *, version: int | None = None, now: float | None = None,
-        into: Mapping[str, Tensor] | None = None,
+        self, step: int, batch: int, *, version: int | None = None, now: float | None = None
     ) -> StepBatch:
         """Batch number ``step`` of ``batch`` windows. Raises ``UserError`` when a source with a weight is empty."""
-        return self._read(*self.plan(step, batch, version=version, now=now), into)
+        return self.read(self.plan(step, batch, version=version, now=now))
 
     def plan(
         self, step: int, batch: int, *, version: int | None = None, now: float | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Episode and position of every window."""
+    ) -> Plan:
+        """Choose the windows of ``sample``."""
         self.episodes.update(version=version, now=now)
         rng = _generator(self.seed, step, _STEP_STREAM)
         drawn = []
@@ -219,28 +255,36 @@ class StepSampler:
                                 f"{source.value}={self.sources[source.value]}; add some, or set it to 0")
             drawn.append(self.episodes.draw(rng, source, windows))
         episodes = np.concatenate(drawn)
-        positions = self._positions(self.store.episodes.rows(0, len(self.store.episodes)), episodes)
-        return episodes, rng.integers(positions)
+        table = self.store.episodes
+        positions = self._positions(table.rows(0, len(table)), episodes)
+        return Plan(episodes, rng.integers(positions), table, self.store.segments)
+
+    def buffers(self, batch: int, *, pin: bool) -> dict[str, Tensor]:
+        """Memory that ``read`` can put the pictures of a batch into."""
+        return _buffers(self.store.spec, {"": (batch, self.context + self.horizon)}, pin=pin)
+
+    def advise(self, plan: Plan) -> None:
+        """Have the pictures of planned windows fetched from disk while something else is done."""
+        plan.advise(self.store.spec.cameras, self.context - 1, self.context + self.horizon)
 
     def _positions(self, table: np.ndarray, rows: np.ndarray | slice = _ALL) -> np.ndarray:
         """How many positions an episode has."""
         return np.maximum(table[rows, _LENGTH] - self.horizon, 0) + 1
 
-    def _read(
-        self, episodes: np.ndarray, positions: np.ndarray, into: Mapping[str, Tensor] | None
-    ) -> StepBatch:
-        spec, table = self.store.spec, self.store.episodes
+    def read(self, plan: Plan, into: Mapping[str, Tensor] | None = None) -> StepBatch:
+        """The planned windows."""
+        spec, table, episodes = self.store.spec, plan.table, plan.episodes
         s, b = self.context + self.horizon - 1, len(episodes)
         frames = _pictures(spec, (b, s + 1), into, "")
         proprio, action = np.empty((b, s + 1, spec.proprio_dim), "f4"), np.zeros((b, s, spec.action_dim), "f4")
         terminated = np.empty(b, bool)
         lengths = table.length[episodes]
         # Counted from the episode's beginning; what lies outside it repeats the nearest observation.
-        steps = (positions - (self.context - 1))[:, None] + np.arange(s + 1)
+        steps = (plan.starts - (self.context - 1))[:, None] + np.arange(s + 1)
         seen = np.clip(steps, 0, lengths[:, None])
         mask = (steps[:, :-1] >= 0) & (steps[:, :-1] < lengths[:, None])
         whole = mask.all(axis=1)
-        for j, (segment, begin, length, step) in enumerate(_places(self.store, episodes, steps[:, 0])):
+        for j, (segment, begin, length, step) in enumerate(plan.places(steps[:, 0])):
             columns = segment.columns
             terminated[j] = columns["terminated"][begin + length - 1]
             if whole[j]:
@@ -259,7 +303,8 @@ class StepSampler:
         return StepBatch(
             frames=_tensors(frames), proprio=torch.from_numpy(proprio), action=torch.from_numpy(action),
             mask=torch.from_numpy(mask), instruction=table.words("instruction", episodes),
-            source=[_SOURCES[code] for code in table.code("source")[episodes].tolist()], success_frame=torch.from_numpy(done),
+            source=[_SOURCES[code] for code in table.code("source")[episodes].tolist()],
+            success_frame=torch.from_numpy(done),
             success_known=torch.from_numpy(success != _SUCCESS_UNKNOWN),
         )
 
@@ -306,16 +351,6 @@ def _nothing_to_draw(store: ReplayStore, source: Source, weight: float) -> str:
             f"{source.value}; add some, or type replay.mix.{source.value}=0")
 
 
-def _places(
-    store: ReplayStore, episodes: np.ndarray, extra: np.ndarray
-) -> Iterator[tuple[Segment, int, int, int]]:
-    """Segment, first row and length of each episode, with what ``extra`` says of it."""
-    table, segments = store.episodes, store.segments
-    columns = (table.code(name)[episodes].tolist() for name in ("start", "length"))
-    for place, start, length, value in zip(table.place[episodes].tolist(), *columns, extra.tolist(), strict=True):
-        yield segments[place], start, length, value
-
-
 def _pictures(
     spec: Spec, shape: tuple[int, ...], into: Mapping[str, Tensor] | None, prefix: str
 ) -> dict[str, np.ndarray]:
@@ -325,6 +360,12 @@ def _pictures(
         return {camera: np.empty(whole, np.uint8) for camera in spec.cameras}
     return {camera: into[prefix + camera].numpy().reshape(-1)[: math.prod(whole)].reshape(whole)
             for camera in spec.cameras}
+
+
+def _buffers(spec: Spec, shapes: Mapping[str, tuple[int, ...]], *, pin: bool) -> dict[str, Tensor]:
+    return {prefix + camera: torch.empty((*shape, spec.image_size, spec.image_size, 3), dtype=torch.uint8,
+                                         pin_memory=pin)
+            for prefix, shape in shapes.items() for camera in spec.cameras}
 
 
 def _generator(seed: int, step: int, stream: int) -> np.random.Generator:

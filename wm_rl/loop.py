@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rich.markup import escape
 
 from data.ingest import IngestConfig, ingest
 from data.lerobot_writer import write_lerobot
+from data.prefetch import prefetch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
@@ -254,14 +256,13 @@ class Loop:
 
     def _update(self, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
         """Mean metrics of this iteration's updates."""
-        updates = self.config.updates_per_iteration
-        rows = []
+        updates, first = self.config.updates_per_iteration, learner.policy.version
+        plans = (sampler.plan(iteration * updates + i, version=first + i, now=time.time(),
+                              rank=self.fabric.global_rank, world_size=self.fabric.world_size) for i in range(updates))
+        device = self.fabric.device
+        pinned = partial(sampler.buffers, pin=device.type == "cuda")
         with self._timed("update"):
-            for i in range(updates):
-                batch = sampler.sample(
-                    iteration * updates + i, version=learner.policy.version, now=time.time(),
-                    rank=self.fabric.global_rank, world_size=self.fabric.world_size)
-                rows.append(learner.update(to_torch(batch, self.fabric.device)))
+            rows = [learner.update(to_torch(batch, device)) for batch in prefetch(sampler, plans, pinned)]
         names = dict.fromkeys(name for row in rows for name in row)
         # A source's share is 0 in an update that did not draw it; any other metric is a mean over where it was seen.
         return {name: sum(row[name] for row in rows if name in row)
