@@ -3,6 +3,8 @@
     zstd   rgb_<camera>        the shard of a hot segment with inner codecs [bytes, zstd]: any Zarr reader opens it
     jpeg   rgb_<camera>_jpeg   uint8 [bytes], one JPEG file after another, one for each row
            rgb_<camera>_span   int64 [rows, 2], where each of them begins, and its bytes
+
+A row's JPEG is found from its own span alone, so one damaged entry costs one episode.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data import journal
+from data import journal, store
 from data.segment import SegmentWriter
 
 
@@ -51,6 +51,8 @@ def acknowledged_before_journal() -> None:
     write, seal, waiting = journal.append, SegmentWriter.seal, {}
 
     def append(descriptor: int, offset: int, line: bytes) -> int:
+        if line[9:10] != b"[":  # not a record of episodes
+            return write(descriptor, offset, line)
         flush(descriptor)
         waiting[descriptor] = (offset, line)
         return offset + len(line)
@@ -74,7 +76,17 @@ def seal_without_padding() -> None:
 
 def recovery_without_truncation() -> None:
     """What a killed writer left behind its last record stays."""
-    _skip_truncation(lambda now, size: size < now)
+    recover, recovering = store.recover, [False]
+
+    def flagged(*arguments: Any, **named: Any) -> bool:
+        recovering[0] = True
+        try:
+            return recover(*arguments, **named)
+        finally:
+            recovering[0] = False
+
+    store.recover = flagged
+    _skip_truncation(lambda now, size: size < now and recovering[0])
 
 
 FAULTS: dict[str, Callable[[], None]] = {
@@ -90,9 +102,9 @@ def _skip_truncation(skipped: Callable[[int, int], bool]) -> None:
     """Leave out changes of the size of files that exist already."""
     truncate, opened = os.truncate, io.open
 
-    def truncate_path(path: Any, size: int) -> None:
-        if not skipped(os.stat(path).st_size, size):
-            truncate(path, size)
+    def truncate_path(path: Any, length: int) -> None:
+        if not skipped(os.stat(path).st_size, length):
+            truncate(path, length)
 
     class File(io.FileIO):
         def truncate(self, size: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""SIGKILL at a chosen write call of this process: before it, half way through its bytes, or after spoiling them."""
+"""SIGKILL at a chosen write call of this process: before it, half way, having spoilt a bit, or just after it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-BEFORE, HALF, SPOILT = "before", "half", "spoilt"
+HOWS = BEFORE, HALF, SPOILT, AFTER = "before", "half", "spoilt", "after"
 """A spoilt write is whole but for one bit: what a disk may make of a write that nobody was promised."""
 
 _CALLS = ("truncate", "ftruncate", "rename", "replace", "mkdir", "unlink", "rmdir", "fsync", "fdatasync")
@@ -37,7 +37,8 @@ def kill_at(kill: Kill, report: Callable[[str], None]) -> None:
             return False
         left[0] -= 1
         if left[0] == 0:
-            report(f"{name}, {kill.how}" if "write" in name else name)
+            how = kill.how if "write" in name or kill.how == AFTER else BEFORE
+            report(f"{name}, {how}")
         return left[0] == 0
 
     def die() -> None:
@@ -45,16 +46,17 @@ def kill_at(kill: Kill, report: Callable[[str], None]) -> None:
 
     def cut(content: Any) -> bytes:
         data = bytearray(content)
-        if kill.how == SPOILT and data:
+        if kill.how == SPOILT:
             data[kill.bit // 8 % len(data)] ^= 1 << kill.bit % 8
-            return bytes(data)
-        return bytes(data[: len(data) // 2]) if kill.how == HALF else b""
+        return bytes(data[: {BEFORE: 0, HALF: len(data) // 2}.get(kill.how, len(data))])
 
     def wrap(name: str) -> None:
         real = getattr(os, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
             if fatal(name):
+                if kill.how == AFTER:
+                    real(*arguments, **named)
                 die()
             return real(*arguments, **named)
 
@@ -90,21 +92,24 @@ def kill_at(kill: Kill, report: Callable[[str], None]) -> None:
 
         def write(self, content: Any) -> int:
             if fatal("write"):
-                if kill.how == HALF:
-                    self._file.write(content[: len(content) // 2])
-                    self._file.flush()
+                self._file.write(content[: {BEFORE: 0, HALF: len(content) // 2}.get(kill.how, len(content))])
+                self._file.flush()
                 die()
             return self._file.write(content)
 
         def truncate(self, size: int | None = None) -> int:
             if fatal("truncate"):
+                if kill.how == AFTER:
+                    self._file.truncate(size)
                 die()
             return self._file.truncate(size)
 
     def open_counted(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> Any:
         if not set("wax+") & set(mode):
             return opened(file, mode, *arguments, **named)
-        if fatal("open to write"):
+        if fatal("open"):
+            if kill.how == AFTER:
+                opened(file, mode, *arguments, **named)
             die()
         return CountedFile(opened(file, mode, *arguments, **named))
 

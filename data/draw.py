@@ -6,6 +6,7 @@ million episodes as in a small one. What is drawn depends only on the store's co
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -71,7 +72,9 @@ class EpisodeDraw:
         """Drawable episodes of a source in order of commit."""
         self._first = dict.fromkeys(range(len(Source)), 0)
         """How many of the queue have expired by capacity or age."""
-        self._by_version: dict[int, list[int]] = defaultdict(list)
+        self._by_version: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._versions: list[int] = []
+        """Their keys, a heap."""
         self._failures: dict[int, deque[bool]] = defaultdict(lambda: deque(maxlen=RECENT))
 
     def update(self, *, version: int | None = None, now: float | None = None) -> None:
@@ -158,8 +161,12 @@ class EpisodeDraw:
         self._place.append(place)
         if self.limits.max_lag is not None:
             ours = np.flatnonzero(drawable & (version != NOT_OURS))
-            for value in np.unique(version[ours]).tolist():
-                self._by_version[value] += new[ours[version[ours] == value]].tolist()
+            ours = ours[np.argsort(version[ours], kind="stable")]
+            values, begins = np.unique(version[ours], return_index=True)
+            for value, group in zip(values.tolist(), np.split(new[ours], begins[1:]), strict=True):
+                if value not in self._by_version:
+                    heapq.heappush(self._versions, value)
+                self._by_version[value].append(group)
         if self.limits.task_weights == "failures":
             own = (source == _SIM) & (episodes.code("behaviour")[first:last] == _LOGGED) & (version != NOT_OURS)
             failed = episodes.code("success")[first:last] != _YES
@@ -178,8 +185,8 @@ class EpisodeDraw:
             self._silence(queue.values[first:last])
             self._first[code] = last
         if self.limits.max_lag is not None and version > self._version:
-            for value in [value for value in self._by_version if version - value > self.limits.max_lag]:
-                self._silence(np.array(self._by_version.pop(value)))
+            while self._versions and version - self._versions[0] > self.limits.max_lag:
+                self._silence(np.concatenate(self._by_version.pop(heapq.heappop(self._versions))))
         self._version = version
 
     def _silence(self, episodes: np.ndarray) -> None:

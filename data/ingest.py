@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from data.lerobot import LeRobotDataset, LeRobotEpisode, file_sha256, read_lerobot
-from data.store import ReplayStore
+from data.store import ReplayStore, StoreConfig
+from data.text import ranges
 from data.types import NOT_OURS, UNKNOWN_TOKEN, Behaviour, Source, Spec, Statistics, Success, Trajectory, UserError
 
 
@@ -67,13 +68,15 @@ class IngestReport:
         if self.already:
             lines.append(f"  {len(self.already)} were in the store already; nothing was added for them")
         if self.missing:
-            lines.append(f"  {len(self.missing)} missing: {_ranges(self.missing)}")
+            lines.append(f"  {len(self.missing)} missing: {ranges(self.missing)}")
         if self.clipped:
             lines.append(f"  {self.clipped} action values clipped to the store's range")
         return lines + [f"  refused {name}: {reason}" for name, reason in sorted(self.refused.items())]
 
 
-def ingest(source: str | Path, store: str | Path, config: IngestConfig) -> IngestReport:
+def ingest(
+    source: str | Path, store: str | Path, config: IngestConfig, storage: StoreConfig | None = None
+) -> IngestReport:
     """Add every whole episode of the LeRobot set ``source`` to the store, which is created when absent.
 
     A store made here takes its spec from the log and its action range from the episodes found, so nothing is
@@ -87,7 +90,7 @@ def ingest(source: str | Path, store: str | Path, config: IngestConfig) -> Inges
     embodiment = config.embodiment or dataset.info.get("robot_type") or "unknown"
     path = Path(store)
     new = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    replay = None if new else ReplayStore.open(path)
+    replay = None if new else ReplayStore.open(path, storage)
     if replay is not None:
         _check_fits(dataset, cameras, embodiment, replay, config)
     statistics = _statistics(dataset) if replay is None else replay.statistics
@@ -109,7 +112,7 @@ def ingest(source: str | Path, store: str | Path, config: IngestConfig) -> Inges
             dataset.refuse(name, text, index=episode.index)
             continue
         if replay is None:
-            replay = _create(path, dataset, tuple(cameras), embodiment, statistics, config)
+            replay = _create(path, dataset, tuple(cameras), embodiment, statistics, config, storage)
         provenance = {"format": f"LeRobot {dataset.version}", "set": dataset.path.resolve().name,
                       "episode": episode.index, "source_sha256": source_hash, "config_sha256": config_hash,
                       "clock": "timestamp column, nominal: frame_index / fps",
@@ -191,10 +194,11 @@ def _check_fits(dataset: LeRobotDataset, cameras: Mapping[str, str], embodiment:
 
 
 def _create(path: Path, dataset: LeRobotDataset, cameras: tuple[str, ...], embodiment: str, statistics: Statistics,
-            config: IngestConfig) -> ReplayStore:
+            config: IngestConfig, storage: StoreConfig | None) -> ReplayStore:
     spec = Spec(cameras=cameras, image_size=config.image_size, proprio_names=dataset.state_names,
                 action_names=dataset.action_names, control_hz=dataset.fps)
-    return ReplayStore.create(path, spec=spec, statistics=statistics, embodiment=embodiment)
+    return ReplayStore.create(path, spec=spec, statistics=statistics, embodiment=embodiment,
+                              config=storage)
 
 
 def _trajectory(episode: LeRobotEpisode, frames: Mapping[str, np.ndarray], statistics: Statistics, embodiment: str,
@@ -244,16 +248,3 @@ def _nothing_read(dataset: LeRobotDataset) -> str:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _ranges(numbers: list[int]) -> str:
-    """``[0, 3, 4, 5]`` as ``0, 3-5``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-

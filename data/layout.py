@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,12 @@ def shard_index(field: Mapping[str, Any], rows: int) -> bytes:
     size = field["chunk"] * row_bytes(field)
     index = np.empty((chunks, 2), "<u8")
     index[:, 0], index[:, 1] = np.arange(chunks, dtype="u8") * size, size
-    content = index.tobytes()
+    return index_bytes(index)
+
+
+def index_bytes(index: np.ndarray) -> bytes:
+    """Offset and size of each chunk, ``[chunks, 2]``, with their CRC-32C."""
+    content = index.astype("<u8").tobytes()
     return content + google_crc32c.value(content).to_bytes(4, "little")
 
 
@@ -147,8 +151,8 @@ def _group(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Replace a JSON file in one step."""
-    building = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    """Replace a JSON file in one step. One process at a time; what a killed one left is written over."""
+    building = file.with_name(f"{file.name}.tmp")
     building.write_text(json.dumps(content, indent=1, allow_nan=False))
     building.rename(file)
 
@@ -158,12 +162,13 @@ def read_attributes(path: Path) -> dict[str, Any]:
     return json.loads((path / "zarr.json").read_text())["attributes"]
 
 
-def write_column_metadata(path: Path, field: Mapping[str, Any], rows: int) -> None:
-    """``zarr.json`` of a column whose shard is in place."""
+def write_column_metadata(path: Path, field: Mapping[str, Any], rows: int, *compressor: Mapping[str, Any]) -> None:
+    """``zarr.json`` of a column whose shard is in place, its inner chunks compressed or not."""
     inner = [field["chunk"], *field["shape"]]
     plain = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {"name": "sharding_indexed", "configuration": {
-        "chunk_shape": inner, "codecs": [plain], "index_codecs": [plain, {"name": "crc32c"}], "index_location": "end"}}
+        "chunk_shape": inner, "codecs": [plain, *compressor], "index_codecs": [plain, {"name": "crc32c"}],
+        "index_location": "end"}}
     padded = -(-rows // field["chunk"]) * field["chunk"]
     _write_array_metadata(path, [rows, *field["shape"]], [padded, *field["shape"]], field["dtype"],
                           field["dimensions"], [sharding], {"unit": field["unit"]})

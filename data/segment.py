@@ -49,6 +49,8 @@ from data.mapping import map_file
 from data.types import Behaviour, Source, Spec, Success, Trajectory, UserError
 
 _COLUMN = {name: i for i, name in enumerate(EPISODE)}
+LEFTOVER = "segment-"
+"""What a folder in ``tmp/`` begins with that is of no use unless the process that holds the store's lock moves it."""
 
 
 class Segment:
@@ -59,6 +61,8 @@ class Segment:
         self.path, self.name, self.spec = path, path.name, spec
         self.sealed = path.parent.name == "seg"
         self.tier = "hot"
+        self.repaired: dict[str, list[int]] = {}
+        """The episodes of damaged segments that these are (``data.repair``)."""
         self.columns: dict[str, Any] = {}
         """Arrays ``[rows, ...]``; those of frames are ``CompressedColumn`` in a cold segment."""
         self.words: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
@@ -105,8 +109,11 @@ class Segment:
         for name, field in self._fields.items():
             if len(self.columns.get(name, ())) < self.rows:
                 file = chunk_file(self.path / name, 1 + len(field["shape"]))
-                room = file.stat().st_size // max(row_bytes(field), 1)
-                self.columns[name] = map_file(file, field["dtype"], (room, *field["shape"]))
+                try:
+                    room = file.stat().st_size // max(row_bytes(field), 1)
+                    self.columns[name] = map_file(file, field["dtype"], (room, *field["shape"]))
+                except ValueError:  # it is being sealed: its files are cut to their last row
+                    self.columns[name] = map_file(file, field["dtype"], (self.rows, *field["shape"]))
 
     def provenance(self, row: int) -> dict[str, Any]:
         """Where episode ``row`` came from."""
@@ -114,8 +121,7 @@ class Segment:
             return self._records[row]["provenance"]
         end = self.table[:, _COLUMN["provenance_end"]]
         begin = int(end[row - 1]) if row else 0
-        content = map_file(chunk_file(self.path / "provenance", 1), "|u1", (int(end[-1]),))
-        return json.loads(content[begin : end[row]].tobytes())
+        return json.loads(self._provenance[begin : end[row]].tobytes())
 
     def unknown_rows(self) -> np.ndarray:
         """``[rows]`` bool: control steps of episodes whose recorded behaviour is unknown."""
@@ -175,10 +181,12 @@ class Segment:
 
     def _read(self) -> None:
         attributes = read_attributes(self.path)
-        self.tier = attributes["tier"]
+        self.tier, self.repaired = attributes["tier"], attributes.get("repaired", {})
         self.words = {name: {word: i for i, word in enumerate(attributes[name])} for name in self.words}
         self._embodiment = attributes["embodiment"]
         self.table = read_array(self.path / "episode", "<i8", (attributes["episodes"], len(EPISODE)))
+        end = int(self.table[-1, _COLUMN["provenance_end"]])
+        self._provenance = map_file(chunk_file(self.path / "provenance", 1), "|u1", (end,))
         for name, field in field_table(self.spec).items():
             if self.tier == "cold" and name.startswith("rgb_"):
                 codec = attributes["codec"]["name"]
@@ -237,16 +245,18 @@ class SegmentWriter:
             for descriptor in self._files.values():
                 os.fdatasync(descriptor)
         self._offset = journal.append(self._journal, self._offset, journal.encode(episodes))
-        if self.sync:
-            os.fdatasync(self._journal)
         self.rows = rows
         self.episodes += len(episodes)
+        if self.sync:
+            os.fdatasync(self._journal)  # when this fails the record may be there: its rows must stay
 
     def seal(self) -> None:
         """Make it a Zarr group and move it to ``seg/``."""
         self._close_files()
-        _seal(self.folder, self.spec, sync=self.sync)
-        os.close(self._journal)
+        try:
+            _seal(self.folder, self.spec, sync=self.sync)
+        finally:
+            os.close(self._journal)  # sealed, or anyone's to recover
 
     def _close_files(self) -> None:
         for descriptor in self._files.values():
@@ -321,7 +331,7 @@ def _seal(folder: Path, spec: Spec, *, sync: bool) -> None:
     episodes = [episode for record in records for episode in record]
     store = folder.parent.parent
     if not episodes:
-        trash = store / "tmp" / uuid.uuid4().hex
+        trash = store / "tmp" / f"{LEFTOVER}{uuid.uuid4().hex}"
         folder.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
         return
@@ -357,7 +367,7 @@ def _seal(folder: Path, spec: Spec, *, sync: bool) -> None:
         sync_tree(folder)
     sealed = folder.rename(store / "seg" / folder.name)
     for name in ("header.json", "journal"):  # all they said is in the group
-        (sealed / name).unlink()
+        (sealed / name).unlink(missing_ok=True)  # another may tidy up
     if sync:
         for parent in (store / "seg", store / "open"):
             sync_file(parent)

@@ -46,7 +46,7 @@ from data.layout import (
     write_array,
     write_group,
 )
-from data.segment import Segment, SegmentWriter, recover, sync_file, sync_tree
+from data.segment import LEFTOVER, Segment, SegmentWriter, recover, sync_file, sync_tree
 from data.types import Behaviour, Source, Spec, Statistics, Trajectory, UserError
 
 _COLUMN = {name: i for i, name in enumerate(EPISODE)}
@@ -73,15 +73,15 @@ class StoreConfig:
 
     def __post_init__(self) -> None:
         if self.durability not in ("process", "sync"):
-            raise UserError(f"store.durability: expected process or sync, got {self.durability!r}")
+            raise UserError(f"storage.durability: expected process or sync, got {self.durability!r}")
         if self.segment_bytes < 1:
-            raise UserError(f"store.segment_bytes: expected at least 1, got {self.segment_bytes}")
+            raise UserError(f"storage.segment_bytes: expected at least 1, got {self.segment_bytes}")
         if self.budget_bytes is not None and self.budget_bytes < 4 * self.segment_bytes:
-            raise UserError(f"store.budget_bytes: expected at least four segments, {4 * self.segment_bytes} bytes, got "
-                            f"{self.budget_bytes}; raise it, or lower store.segment_bytes={self.segment_bytes}")
+            raise UserError(f"storage.budget_bytes: expected four segments or more, {4 * self.segment_bytes} bytes, "
+                            f"got {self.budget_bytes}; raise it, or lower storage.segment_bytes={self.segment_bytes}")
         for source in self.floor_bytes:
             if source not in list(Source):
-                raise UserError(f"store.floor_bytes: expected sim, real or imagined, got {source!r}")
+                raise UserError(f"storage.floor_bytes: expected sim, real or imagined, got {source!r}")
 
 
 class Episodes:
@@ -201,6 +201,9 @@ class ReplayStore:
         self.rebuilt = 0
         """Grows whenever episodes changed other than by new ones at the end."""
         self._frozen = False
+        self._gone: set[str] = set()
+        self._gone_end = 0
+        """What was read of the journal of evicted segments."""
         self._writers: dict[Source, SegmentWriter] = {}
         self._marks: dict[str, tuple[Any, int | None]] = {}
         """Of every segment: which overlay, and how many episodes a rollback left."""
@@ -264,8 +267,10 @@ class ReplayStore:
             self._clear()  # some segment was evicted
         overlays = {entry.name: _stamp(Path(entry.path) / "zarr.json") for entry in os.scandir(self.path / "cloned")
                     if entry.is_dir()}
-        hidden = {entry.name: int(Path(entry.path).read_text()) for entry in
-                  os.scandir(self.path / "control" / "hidden")}
+        hidden = {}
+        for entry in os.scandir(self.path / "control" / "hidden"):
+            with contextlib.suppress(FileNotFoundError):  # its segment is being evicted
+                hidden[entry.name] = int(Path(entry.path).read_text())
         marks = {name: (overlays.get(name), hidden.get(name)) for name in listed}
         if any(marks[name] != self._marks.get(name, (None, None)) for name in self._seen):
             self._clear()
@@ -274,8 +279,9 @@ class ReplayStore:
         for name, folder in listed.items():
             try:
                 fresh += self._look(name, folder)
-            except FileNotFoundError:  # it moved meanwhile: sealed, so the next refresh sees it, or evicted
-                continue
+            except FileNotFoundError:  # it moved meanwhile: sealed, or evicted
+                with contextlib.suppress(FileNotFoundError):
+                    fresh += self._look(name, self.path / "seg" / name)
         if fresh:
             self._add(np.concatenate(fresh))
 
@@ -401,7 +407,7 @@ class ReplayStore:
         self.recover()
         if writing := sorted(entry.name for entry in os.scandir(self.path / "open") if entry.is_dir()):
             raise UserError(f"cannot roll {self.path} back: another process is writing segment {writing[0]}; stop it")
-        now, gone = self.position, self._evicted()
+        now, gone, position = self.position, self._evicted(), self._after_repairs(position)
         for name, episodes in position.items():
             if now.get(name, 0) < episodes and name not in gone:
                 raise UserError(f"the checkpoint was written with {episodes} episodes in segment {name} of {self.path},"
@@ -423,6 +429,9 @@ class ReplayStore:
             for entry in sorted(os.scandir(self.path / "open"), key=lambda entry: entry.name):
                 if entry.is_dir():
                     recover(Path(entry.path), self.spec, sync=self.config.durability == "sync")
+            for name in ("header.json", "journal"):  # of segments whose writer died just after sealing
+                for file in (self.path / "seg").glob(f"*/{name}"):
+                    file.unlink(missing_ok=True)
         self.refresh()
 
     def used_bytes(self) -> int:
@@ -483,7 +492,8 @@ class ReplayStore:
     def _add(self, fresh: np.ndarray) -> None:
         """Put episodes in order of commit; nearly always they follow all that is known."""
         by_time = 2 + _COLUMN["commit_time"]
-        fresh = fresh[np.argsort(fresh[:, by_time], kind="stable")]
+        if (np.diff(fresh[:, by_time]) < 0).any():
+            fresh = fresh[np.argsort(fresh[:, by_time], kind="stable")]
         ordered = len(self._table) == 0 or fresh[0, by_time] >= self._table.values[-1, by_time]
         self._table.append(fresh)
         if not ordered:  # another writer's episodes became visible late
@@ -535,8 +545,10 @@ class ReplayStore:
         row = sum(map(row_bytes, fields))
         capacity = max(rows, self.config.segment_bytes // row)
         with self._locked():  # room that was made must not be taken by another writer
+            for leftover in (self.path / "tmp").glob(f"{LEFTOVER}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             self._make_room(sum(shard_bytes(field, capacity) for field in fields) + _SIDE_BYTES)
-            building = self.path / "tmp" / uuid.uuid4().hex
+            building = self.path / "tmp" / f"{LEFTOVER}{uuid.uuid4().hex}"
             descriptor = SegmentWriter.prepare(building, self.spec, source=source, capacity=capacity)
             folder = self.path / "open" / f"{self._next_number():08d}"
             building.rename(folder)
@@ -568,29 +580,40 @@ class ReplayStore:
             self._evict(name)
             excess -= size_here
         if excess > 0:
-            raise UserError(f"the replay store {self.path} cannot make room: store.budget_bytes={budget}, "
-                            f"{self.used_bytes()} are used and what is left is kept by store.floor_bytes or still "
-                            f"being written; raise the budget, or lower store.floor_bytes")
+            raise UserError(f"the replay store {self.path} cannot make room: storage.budget_bytes={budget}, "
+                            f"{self.used_bytes()} are used and what is left is kept by storage.floor_bytes or still "
+                            f"being written; raise the budget, or lower storage.floor_bytes")
 
     def _evict(self, name: str) -> None:
         """Remove a sealed segment. Readers keep what they mapped until they refresh."""
         descriptor = os.open(self.path / "control" / "evicted", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _, end = journal.read(self.path / "control" / "evicted")
-            journal.append(descriptor, end, journal.encode({"segment": name, "time": time.time_ns()}))
+            self._evicted()
+            journal.append(descriptor, self._gone_end, journal.encode({"segment": name, "time": time.time_ns()}))
         finally:
             os.close(descriptor)
         for place in (self.path / "seg" / name, self.path / "cloned" / name):
             if place.exists():
-                trash = self.path / "tmp" / uuid.uuid4().hex
+                trash = self.path / "tmp" / f"{LEFTOVER}{uuid.uuid4().hex}"
                 place.rename(trash)
                 shutil.rmtree(trash, ignore_errors=True)
         (self.path / "control" / "hidden" / name).unlink(missing_ok=True)
 
+    def _after_repairs(self, position: Position) -> Position:
+        """A position that counts the segments which took the place of damaged ones since."""
+        moved = dict(position)
+        for segment in self.segments:
+            for name, episodes in segment.repaired.items():
+                if name in position and segment.name not in position:
+                    moved[segment.name] = sum(episode < position[name] for episode in episodes)
+        return moved
+
     def _evicted(self) -> set[str]:
-        if not (self.path / "control" / "evicted").exists():
-            return set()
-        return {record["segment"] for record in journal.read(self.path / "control" / "evicted")[0]}
+        file = self.path / "control" / "evicted"
+        if file.exists():  # only what was added since: it has a line for every segment that ever was
+            records, self._gone_end = journal.read(file, self._gone_end)
+            self._gone |= {record["segment"] for record in records}
+        return self._gone
 
     def _next_number(self) -> int:
         """Numbers are never used twice, so a name always means the same bytes."""
@@ -621,7 +644,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"no space left for {path}: nothing of this append was stored, all earlier ones are; free "
-                            "some, or give the store a budget: store.budget_bytes=<bytes>") from error
+                            "some, or give the store a budget: storage.budget_bytes=<bytes>") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"cannot write to {path}: {os.strerror(error.errno).lower()}; choose a folder that you may "
                             "write, or make this one writable") from error

@@ -1,9 +1,10 @@
-"""Instructions as integers, for policies and world models that bring no tokenizer of their own."""
+"""Instructions as integers, for policies and world models that bring no tokenizer of their own; integers as text."""
 
 from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 
 PAD = 0
 """Token after the last word."""
@@ -17,3 +18,14 @@ def tokenize(instruction: str, length: int = 24, vocabulary: int = 2048) -> list
     words = re.findall(r"\w+", instruction.lower())[:length]
     tokens = [1 + zlib.crc32(word.encode()) % (vocabulary - 1) for word in words]
     return tokens + [PAD] * (length - len(tokens))
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """``[0, 3, 4, 5]`` as ``0, 3-5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -64,7 +64,7 @@ def test_every_command_composes_and_binds(command):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_binds(group, choice):
-    check_binding(compose({"logs": "ingest"}.get(group, "train"), f"{group}={choice}"))
+    check_binding(compose({"logs": "ingest", "suite": "benchmark"}.get(group, "train"), f"{group}={choice}"))
 
 
 def test_help_names_the_commands_and_settings():
@@ -96,7 +96,10 @@ MISTAKES = [
     (["collect", "episodes=2"], "store=<folder> or lerobot=<folder>"),
     (["collect", "env.tasks=[door-clse-v3]", "store=made"], "did you mean 'door-close-v3'?"),
     (["collect", "env.config.camera=corner9", "store=made"], "did you mean 'corner"),
-    (["benchmark", "suite=lop"], "there is no benchmark suite 'lop'"),
+    (["benchmark", "suite=lop"], "there is no suite=lop, did you mean 'loop'?"),
+    (["benchmark", "suite=crash", "trails=3"], "there is no setting 'trails', did you mean 'trials'?"),
+    (["benchmark", "suite=crash", "trials=0"], "trials"),
+    (["benchmark", "suite=endurance", "hours=0"], "hours"),
 ]
 
 

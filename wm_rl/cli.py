@@ -24,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 COMMANDS = tuple(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+_GLOBAL = ("experiment", "suite")
+"""Groups whose choices set keys of the whole configuration."""
 USAGE = f"""usage: python main.py <command> [overrides]
 
 commands: {", ".join(COMMANDS)}
@@ -202,8 +204,11 @@ def _known_keys() -> list[str]:
         composed = hydra.compose(config_name=command)
     keys = list(_flatten(OmegaConf.to_container(composed, resolve=False), ""))
     for path in CONFIGS.glob("*/*.yaml"):
-        if path.parent.name != "experiment":
-            keys += _flatten(OmegaConf.to_container(OmegaConf.load(path), resolve=False), f"{path.parent.name}.")
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        if path.parent.name not in _GLOBAL:
+            keys += _flatten(values, f"{path.parent.name}.")
+        elif path.parent.name == "suite" and command == "benchmark":
+            keys += _flatten(values, "")
     return [*keys, *(path.name for path in CONFIGS.iterdir() if path.is_dir())]
 
 

@@ -30,7 +30,7 @@ from data.lerobot_writer import write_lerobot
 from data.prefetch import prefetch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig
-from data.store import ReplayStore
+from data.store import ReplayStore, StoreConfig
 from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
@@ -93,6 +93,7 @@ class Loop:
         policy: TinyVLAConfig,
         objective: Objective,
         replay: ReplayConfig,
+        storage: StoreConfig,
         learner: LearnerConfig,
         cloning: CloningConfig,
         world_model: WorldModelConfig,
@@ -104,7 +105,7 @@ class Loop:
         self.folder, self.seed, self.config = folder, seed, config
         self.make_env, self.make_stand_in, self.expert = env, stand_in, expert
         self.logs_config = logs
-        self.policy_config, self.objective, self.replay = policy, objective, replay
+        self.policy_config, self.objective, self.replay, self.storage = policy, objective, replay, storage
         self.learner_config, self.cloning, self.world_model_config = learner, cloning, world_model
         self.imagination_config, self.fabric, self.journal = imagination, fabric, journal
         self.imagines = replay.mix[Source.IMAGINED] > 0
@@ -154,7 +155,7 @@ class Loop:
             return
         with self._timed("ingest"):
             source = Path(self.config.logs) if self.config.logs is not None else self.folder / "logs"
-            report = ingest(source, store.path, self.logs_config)
+            report = ingest(source, store.path, self.logs_config, self.storage)
             store.refresh()
         for line in report.lines():
             self.journal.say(escape(line))
@@ -358,7 +359,7 @@ class Loop:
             return store
         with self._closing(self.make_env()) as env:
             self._opened = ReplayStore.create(self.folder / "replay.zarr", spec=env.spec, statistics=env.statistics,
-                                              embodiment=env.embodiment)
+                                              embodiment=env.embodiment, config=self.storage)
         return self._opened
 
     def _has_store(self) -> bool:
@@ -367,7 +368,7 @@ class Loop:
     def store(self) -> ReplayStore:
         """The run's replay store, opened once."""
         if self._opened is None:
-            self._opened = ReplayStore.open(self.folder / "replay.zarr")
+            self._opened = ReplayStore.open(self.folder / "replay.zarr", self.storage)
         return self._opened
 
     def _model(self) -> WorldModelLearner:

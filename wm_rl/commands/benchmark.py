@@ -22,8 +22,6 @@ from data.types import Source, UserError
 from sim.intervals import Interval, paired_difference, wilson
 from wm_rl.journal import Journal
 
-SUITES = ("loop",)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
@@ -36,7 +34,6 @@ class Control:
 def benchmark(
     *,
     folder: str,
-    suite: str,
     train_experiment: str,
     seeds: Sequence[int],
     controls: Sequence[Control],
@@ -45,10 +42,8 @@ def benchmark(
     """Run every control on every seed, ``jobs`` at a time with one core each; print the table, write ``results.json``.
 
     Raises:
-        UserError: an unknown suite, nothing to run, or a run that failed (its log is named).
+        UserError: nothing to run, or a run that failed (its log is named).
     """
-    if suite not in SUITES:
-        raise UserError(f"there is no benchmark suite '{suite}'; suites are {', '.join(SUITES)}")
     if not seeds or not controls or jobs < 1:
         raise UserError("a benchmark needs at least one seed, one control and one job")
     run = Path(folder)

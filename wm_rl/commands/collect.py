@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.lerobot_writer import write_lerobot
 from data.rollout import rollout
-from data.store import ReplayStore
+from data.store import ReplayStore, StoreConfig
 from data.types import Policy, Success, Trajectory, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
@@ -24,6 +24,7 @@ def collect(
     actor: str,
     episodes: int,
     sample: bool,
+    storage: StoreConfig,
     store: str | None,
     lerobot: str | None,
     format: str,
@@ -50,7 +51,7 @@ def collect(
         seeds: list[list[int]] = [[] for _ in range(world.num_envs)]
         for i in range(episodes):
             seeds[i % world.num_envs].append(training_episode(seed, "collect", actor, i))
-        replay = None if store is None else _open_or_create(Path(store), world)
+        replay = None if store is None else _open_or_create(Path(store), world, storage)
         recorded: list[Trajectory] = []
         with journal.progress("collect", episodes) as bar:
             for trajectory in rollout(world, policy, seeds, sample=sample):
@@ -71,10 +72,11 @@ def collect(
     return 0
 
 
-def _open_or_create(path: Path, env: VectorEnv) -> ReplayStore:
+def _open_or_create(path: Path, env: VectorEnv, storage: StoreConfig) -> ReplayStore:
     if not path.exists():
-        return ReplayStore.create(path, spec=env.spec, statistics=env.statistics, embodiment=env.embodiment)
-    store = ReplayStore.open(path)
+        return ReplayStore.create(path, spec=env.spec, statistics=env.statistics, embodiment=env.embodiment,
+                                  config=storage)
+    store = ReplayStore.open(path, storage)
     if store.spec != env.spec or not store.statistics.same_as(env.statistics):
         raise UserError(f"{path} holds episodes of another robot, camera or scaling than this environment; "
                         "give another folder: store=<folder>")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from data.ingest import IngestConfig, ingest
+from data.store import StoreConfig
 
 
-def ingest_logs(*, source: str, store: str, logs: IngestConfig) -> int:
+def ingest_logs(*, source: str, store: str, logs: IngestConfig, storage: StoreConfig) -> int:
     """Ingest and say what was added, missing and refused. May be repeated: nothing is added twice."""
-    for line in ingest(source, store, logs).lines():
+    for line in ingest(source, store, logs, storage).lines():
         print(line)
     return 0

@@ -10,6 +10,7 @@ from lightning.fabric.loggers.logger import Logger
 
 from data.ingest import IngestConfig
 from data.sampler import ReplayConfig
+from data.store import StoreConfig
 from sim.expert import ExpertConfig
 from sim.vector import VectorEnv
 from wm_rl.cloning import CloningConfig
@@ -37,6 +38,7 @@ def train(
     cloning: CloningConfig,
     objective: Objective,
     replay: ReplayConfig,
+    storage: StoreConfig,
     learner: LearnerConfig,
     world_model: WorldModelConfig,
     imagination: ImaginationConfig,
@@ -54,8 +56,8 @@ def train(
     try:
         closed = Loop(
             folder=run, seed=seed, config=loop, env=env, stand_in=stand_in, expert=expert, logs=logs, policy=policy,
-            objective=objective, replay=replay, learner=learner, cloning=cloning, world_model=world_model,
-            imagination=imagination, fabric=fabric, journal=journal)
+            objective=objective, replay=replay, storage=storage, learner=learner, cloning=cloning,
+            world_model=world_model, imagination=imagination, fabric=fabric, journal=journal)
         closed.run()
         if fabric.is_global_zero:
             judge_run(closed, evaluation)
