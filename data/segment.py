@@ -17,6 +17,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ class Segment:
         begin = int(end[row - 1]) if row else 0
         return json.loads(self._provenance[begin : end[row]].tobytes())
 
+    @cached_property
+    def _provenance(self) -> np.ndarray:
+        end = int(self.table[-1, _COLUMN["provenance_end"]])
+        return map_file(chunk_file(self.path / "provenance", 1), "|u1", (end,))
+
     def unknown_rows(self) -> np.ndarray:
         """``[rows]`` bool: control steps of episodes whose recorded behaviour is unknown."""
         mask = np.zeros(self.rows, bool)
@@ -185,8 +191,8 @@ class Segment:
         self.words = {name: {word: i for i, word in enumerate(attributes[name])} for name in self.words}
         self._embodiment = attributes["embodiment"]
         self.table = read_array(self.path / "episode", "<i8", (attributes["episodes"], len(EPISODE)))
-        end = int(self.table[-1, _COLUMN["provenance_end"]])
-        self._provenance = map_file(chunk_file(self.path / "provenance", 1), "|u1", (end,))
+        self.__dict__.pop("_provenance", None)
+        _ = self._provenance  # mapped now, as the columns are: the segment may be evicted before it is read
         for name, field in field_table(self.spec).items():
             if self.tier == "cold" and name.startswith("rgb_"):
                 codec = attributes["codec"]["name"]

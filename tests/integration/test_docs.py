@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["collect.md", "ingest.md", "pretrain.md", "world-model.md", "train.md", "evaluate.md", "benchmarks.md"]
+PAGES = ["collect.md", "ingest.md", "pretrain.md", "world-model.md", "train.md", "evaluate.md",
+         "replay-store.md", "benchmarks.md"]
 ENV = ["env.tasks=[drawer-close-v3,door-close-v3]", "env.num_envs=4", "env.workers=1",
        "env.config.max_episode_steps=14"]
 LOOP = ["loop.iterations=1", "loop.updates_per_iteration=1", "cloning.steps=3", "world_model.steps=2",
@@ -19,7 +20,7 @@ LOOP = ["loop.iterations=1", "loop.updates_per_iteration=1", "cloning.steps=3", 
 SMALL = {
     "collect": [*ENV, "episodes=4"], "ingest": [], "pretrain": ["cloning.steps=3"],
     "train_world_model": ["world_model.steps=3", "held_out=0.3"], "train": LOOP,
-    "evaluate": [*ENV, "evaluation.trials_per_task=1"],
+    "evaluate": [*ENV, "evaluation.trials_per_task=1"], "store": [],
     "benchmark": ["train_experiment=smoke", "seeds=[3]",
                   f"controls=[{{_target_: wm_rl.commands.benchmark.Control, name: tiny, overrides: {LOOP}}}]"],
 }

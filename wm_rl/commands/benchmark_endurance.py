@@ -65,6 +65,6 @@ def _plot(file: Path, results: dict[str, Any]) -> None:
                 axis.plot(*zip(*points, strict=True), label=who)
         if name == "bytes":
             axis.axhline(results["budget_bytes"] / divisor, color="black", linestyle=":", label="budget")
-        axis.set(title=title, xlabel="hours", ylim=(0, None))
+        axis.set(title=title, xlabel="hours", ylim=(0, 1.1 * axis.dataLim.y1))
         axis.legend()
     figure.savefig(file, dpi=100)
