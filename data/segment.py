@@ -409,5 +409,7 @@ def _rows(trajectory: Trajectory, name: str, dtype: str) -> np.ndarray:
     else:
         values = getattr(trajectory, name)
         if name not in OBSERVED:
-            values = np.concatenate([values, np.full((1, *values.shape[1:]), FINAL[name], values.dtype)])
+            rows = np.empty((len(values) + 1, *values.shape[1:]), values.dtype)
+            rows[:-1], rows[-1] = values, FINAL[name]
+            values = rows
     return np.ascontiguousarray(values, dtype)

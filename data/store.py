@@ -347,8 +347,7 @@ class ReplayStore:
             with _writing(self.path):
                 writer = self._writer(source, sum(len(trajectory) + 1 for trajectory in group))
                 writer.commit(group, [begin + i for i in places])
-        self._newest = begin + len(trajectories) - 1
-        self.refresh()
+                self._add(np.concatenate(self._look(writer.name, writer.folder)))
 
     def seal(self) -> None:
         """Seal this process's open segments; later appends begin new ones."""
@@ -464,7 +463,7 @@ class ReplayStore:
     def _look(self, name: str, folder: Path) -> list[np.ndarray]:
         """Rows of the table for what a segment shows that was not seen before."""
         place = self._seen.get(name)
-        overlay, limit = self._marks[name]
+        overlay, limit = self._marks.get(name, (None, None))
         if place is None or (folder.parent.name == "seg" and not self.segments[place].sealed):
             segment = Segment(folder, self.spec)
             if overlay is not None:
