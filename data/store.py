@@ -209,7 +209,16 @@ class ReplayStore:
         """Of every segment: which overlay, and how many episodes a rollback left."""
         self._newest = 0
         """Latest commit time known."""
-        self._clear()
+        self.segments: list[Segment] = []
+        self._seen: dict[str, int] = {}
+        """Place of every known segment in ``segments``."""
+        self._shown: dict[str, int] = {}
+        """How many of its episodes are in the table."""
+        self._codes: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
+        self._words: dict[str, list[str]] = {name: [] for name in self._codes}
+        self._table = Growing((2 + len(EPISODE),))
+        """Place of the segment, row in it, then the ``EPISODE`` columns."""
+        self._publish()
         self.refresh()
 
     @staticmethod
@@ -263,8 +272,6 @@ class ReplayStore:
         if self._frozen:
             return
         listed = self._list()
-        if any(name not in listed for name in self._seen):
-            self._clear()  # some segment was evicted
         overlays = {entry.name: _stamp(Path(entry.path) / "zarr.json") for entry in os.scandir(self.path / "cloned")
                     if entry.is_dir()}
         hidden = {}
@@ -272,8 +279,9 @@ class ReplayStore:
             with contextlib.suppress(FileNotFoundError):  # its segment is being evicted
                 hidden[entry.name] = int(Path(entry.path).read_text())
         marks = {name: (overlays.get(name), hidden.get(name)) for name in listed}
-        if any(marks[name] != self._marks.get(name, (None, None)) for name in self._seen):
-            self._clear()
+        # Evicted, labelled or rolled back.
+        self._forget({name for name in self._seen
+                      if name not in listed or marks[name] != self._marks.get(name, (None, None))})
         self._marks = marks
         fresh = []
         for name, folder in listed.items():
@@ -439,17 +447,20 @@ class ReplayStore:
 
     # -- inside: reading --------------------------------------------------------------------------------------------
 
-    def _clear(self) -> None:
-        """Forget all; the next look reads everything again."""
-        self.segments: list[Segment] = []
-        self._seen: dict[str, int] = {}
-        """Place of every known segment in ``segments``."""
-        self._shown: dict[str, int] = {}
-        """How many of its episodes are in the table."""
-        self._codes: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
-        self._words: dict[str, list[str]] = {name: [] for name in self._codes}
+    def _forget(self, names: set[str]) -> None:
+        """Take segments out of the tables; one that is still there is then read anew. Earlier plans keep theirs."""
+        if not names:
+            return
+        kept = [segment for segment in self.segments if segment.name not in names]
+        moved = np.full(len(self.segments), -1)
+        moved[[self._seen[segment.name] for segment in kept]] = np.arange(len(kept))
+        table = self._table.values[moved[self._table.values[:, 0]] >= 0]
+        table[:, 0] = moved[table[:, 0]]
         self._table = Growing((2 + len(EPISODE),))
-        """Place of the segment, row in it, then the ``EPISODE`` columns."""
+        self._table.append(table)
+        self.segments = kept
+        self._seen = {segment.name: place for place, segment in enumerate(kept)}
+        self._shown = {name: count for name, count in self._shown.items() if name in self._seen}
         self.rebuilt += 1
         self._publish()
 
@@ -467,7 +478,13 @@ class ReplayStore:
         if place is None or (folder.parent.name == "seg" and not self.segments[place].sealed):
             segment = Segment(folder, self.spec)
             if overlay is not None:
-                segment.lay_over(self.path / "cloned" / name)
+                try:
+                    segment.lay_over(self.path / "cloned" / name)
+                except (OSError, ValueError) as error:
+                    if _stamp(self.path / "cloned" / name / "zarr.json") != overlay:  # the next refresh sees why
+                        raise FileNotFoundError(self.path / "cloned" / name) from error
+                    raise UserError(f"damaged estimates: {error}; restore them, or move the folder "
+                                    f"{self.path / 'cloned' / name} away") from error
             if place is None:
                 place = self._seen[name] = len(self.segments)
                 self.segments.append(segment)

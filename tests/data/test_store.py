@@ -5,10 +5,12 @@ import os
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from data.layout import SCHEMA_VERSION, field_table
-from data.store import ReplayStore
+from data.sampler import StepSampler
+from data.store import ReplayStore, StoreConfig
 from data.types import Behaviour, Source, Success, UserError
 
 
@@ -234,6 +236,36 @@ def test_a_label_that_does_not_cover_the_segment_is_refused(tmp_path, make_store
     with pytest.raises(ValueError, match=r"decision has shape \(5,\), expected \(6,\)"):
         label(store, "00000000", 0, decision=np.ones(5, bool))
     assert ReplayStore.open(tmp_path / "s").episodes.behaviour.tolist() == ["unknown"]
+
+
+def test_damaged_estimates_are_named(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s", [make_trajectory(1, 5, behaviour=Behaviour.UNKNOWN)])
+    store.seal()
+    label(store, "00000000", 5)
+    (tmp_path / "s/cloned/00000000/log_prob/c.0.0").write_bytes(b"")
+    with pytest.raises(UserError, match=r"damaged estimates: .*log_prob.* found 0"):
+        ReplayStore.open(tmp_path / "s")
+
+
+def test_an_eviction_takes_its_episodes_only_and_plans_keep_theirs(tmp_path, spec, statistics, make_trajectory):
+    config = StoreConfig(segment_bytes=1, budget_bytes=3 * 2**20 + 40_000)
+    with ReplayStore.create(tmp_path / "s", spec=spec, statistics=statistics, embodiment="arm", config=config) as store:
+        reader = ReplayStore.open(tmp_path / "s")
+        for i in range(3):
+            store.append([make_trajectory(i)])
+        reader.refresh()
+        sampler = StepSampler(reader, sources={"sim": 1}, context=1, horizon=3, seed=0)
+        plan = sampler.plan(0, 16)
+        expected = sampler.read(plan)
+        kept = {segment.name: segment for segment in reader.segments}
+        while store.provenance(0)["seed"] == 0:
+            store.append([make_trajectory(len(store) + 1)])
+            store.refresh()
+        reader.refresh()
+        assert [reader.provenance(i) for i in range(len(reader))] == [store.provenance(i) for i in range(len(store))]
+        assert any(segment is kept.get(segment.name) for segment in reader.segments)
+        assert torch.equal(sampler.read(plan).proprio, expected.proprio)
+        assert store.used_bytes() <= config.budget_bytes
 
 
 def test_refresh_sees_other_writers_and_only_changes_count(tmp_path, make_store, make_trajectory):

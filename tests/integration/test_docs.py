@@ -24,6 +24,10 @@ SMALL = {
     "benchmark": ["train_experiment=smoke", "seeds=[3]",
                   f"controls=[{{_target_: wm_rl.commands.benchmark.Control, name: tiny, overrides: {LOOP}}}]"],
 }
+SUITES = {
+    "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
+    "suite=crash": ["trials=2"], "suite=endurance": ["hours=0.05"],
+}
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.xdist_group("docs")]
 
@@ -46,7 +50,8 @@ def test_the_commands_of_the_docs_run(tmp_path):
     for line in lines:
         program, script, command, *words = shlex.split(line)
         assert (program, script) == ("python", "main.py"), line
-        small = [] if "--help" in words or any(word.startswith("resume=") for word in words) else SMALL[command]
+        small = [] if "--help" in words or any(word.startswith("resume=") for word in words) else next(
+            (SUITES[word] for word in words if word in SUITES), SMALL[command])
         kept = [word for word in words if word.split("=")[0] not in {s.split("=")[0] for s in small} - {"experiment"}]
         arguments = (command, *kept, *small)
         if arguments in ran:
