@@ -185,6 +185,7 @@ def _write_video(file: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         stream = container.add_stream("libx264", rate=rate, options=_QUALITY)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = _KEYFRAME_EVERY
+        stream.codec_context.thread_count = 1  # with more, one encoding in some thousand came out different
         for i, picture in enumerate(frames):
             if i == 0:
                 stream.height, stream.width = picture.shape[:2]
