@@ -34,6 +34,7 @@ from data.store import ReplayStore, StoreConfig
 from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
+from wm_rl import interrupts
 from wm_rl.checkpoint import load_checkpoint, save_checkpoint
 from wm_rl.cloning import CloningConfig, clone, label_unknown_behaviour
 from wm_rl.journal import Journal
@@ -328,6 +329,7 @@ class Loop:
             state["world_model"] = self.world_model.state_dict()
         number = self.progress["stage"] * 1_000_000 + self.progress["iteration"]
         save_checkpoint(self.folder / "checkpoints", number, state, keep=self.config.keep_checkpoints)
+        interrupts.check()
 
     def _restore(self) -> None:
         """Go back to the last resume point: models, counters, and the store as it was then."""

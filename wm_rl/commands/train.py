@@ -13,6 +13,7 @@ from data.sampler import ReplayConfig
 from data.store import StoreConfig
 from sim.expert import ExpertConfig
 from sim.vector import VectorEnv
+from wm_rl import interrupts
 from wm_rl.cloning import CloningConfig
 from wm_rl.evaluation import EvaluationConfig
 from wm_rl.journal import Journal
@@ -49,6 +50,7 @@ def train(
     """Run or resume; 0 when the report is written. The command line has already made ``folder`` of ``resume``."""
     fabric = runtime()
     fabric.launch()
+    interrupts.remember()
     run = Path(folder)
     journal = Journal(run, logger, enabled=fabric.is_global_zero)
     if resume is not None:
