@@ -18,7 +18,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@bash scripts/environment.sh "$(PYTHON)" $(VENV)
 	@touch $@
 
-demo: setup ## train a small VLA in a closed loop, evaluate it, write a report (6 to 10 minutes on 2 cores)
+demo: setup ## train a small VLA in a closed loop, evaluate it, write a report (about 11 minutes on 2 cores)
 	$(bin)/python main.py train hydra.run.dir=$(RUN) $(if $(wildcard $(RUN)/.hydra/overrides.yaml),resume=$(RUN))
 	@echo "open $(RUN)/report.html"
 

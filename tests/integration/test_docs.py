@@ -26,7 +26,7 @@ SMALL = {
 }
 SUITES = {
     "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
-    "suite=crash": ["trials=2"], "suite=endurance": ["hours=0.05"],
+    "suite=crash": ["trials=2", "faults=false"], "suite=endurance": ["hours=0.05"],
 }
 
 pytestmark = [pytest.mark.sim, pytest.mark.slow, pytest.mark.xdist_group("docs")]
