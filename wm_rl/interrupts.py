@@ -1,7 +1,7 @@
 """Ctrl-C that cannot get lost.
 
-Python raises ``KeyboardInterrupt`` wherever the main thread happens to be, and some libraries swallow it, for instance
-while they import their parts lazily. So it is also remembered, and asked for at safe places.
+Python raises ``KeyboardInterrupt`` wherever the main thread happens to be, and code that catches too much
+swallows it. So it is also remembered, and asked for at safe places.
 """
 
 from __future__ import annotations
