@@ -34,6 +34,16 @@ def test_trajectories_come_back_bit_for_bit(tmp_path, make_store, make_trajector
         assert reader.provenance(2) == {"a": [1, {"b": None}]}
 
 
+def test_episodes_are_in_order_of_commit_whichever_segment_holds_them(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s")
+    other = ReplayStore.open(tmp_path / "s")
+    for seed in range(6):
+        (store, other)[seed % 2].append([make_trajectory(seed, source=(Source.SIM, Source.REAL)[seed // 2 % 2])])
+    for reader in (store, other, ReplayStore.open(tmp_path / "s")):
+        reader.refresh()
+        assert [reader.provenance(i)["seed"] for i in range(6)] == list(range(6))
+
+
 def test_spec_and_statistics_survive(tmp_path, make_store, spec, statistics):
     make_store(tmp_path / "s")
     store = ReplayStore.open(tmp_path / "s")
