@@ -29,7 +29,7 @@ def check(path: Path, acknowledged: Sequence[Acknowledged]) -> dict[str, Any]:
     store = ReplayStore.open(path, config())
     problems = Witness(store, 0).look()
     visible = {(said["writer"], said["source"], said["number"]) for said in map(store.provenance, range(len(store)))}
-    gone = store._evicted()
+    gone = store.evicted()
     missing = [(writer, source, number, name) for writer, source, first, count, name in acknowledged
                for number in range(first, first + count) if (writer, source, number) not in visible]
     for writer, source, number, name in missing:

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from data.store import ReplayStore, StoreConfig
+from data.budget import StoreConfig
+from data.store import ReplayStore
 from data.types import Behaviour, Source, Spec, Statistics, Success, Trajectory
 
 SPEC = Spec(cameras=("front",), image_size=4, proprio_names=("x",), action_names=("u", "v"), control_hz=10.0)
@@ -97,7 +98,7 @@ class Witness:
 
     def _order(self, numbers: dict[tuple[int, str], list[tuple[int, str]]]) -> list[str]:
         problems = []
-        gone = self.store._evicted()
+        gone = self.store.evicted()
         for who, seen in numbers.items():
             found = [number for number, _ in seen]
             evicting = any(segment in gone for _, segment in seen)  # some of what was evicted was seen before

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data.episodes import Episodes
 from data.growing import Growing
 from data.layout import WORDS
-from data.store import Episodes, ReplayStore
+from data.store import ReplayStore
 from data.sum_tree import SumTree
 from data.types import NOT_OURS, Behaviour, Source, Success, UserError
 

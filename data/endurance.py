@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from data.budget import StoreConfig
 from data.forked import Child, Say, told_to_stop
 from data.layout import field_table, row_bytes
-from data.store import ReplayStore, StoreConfig
+from data.store import ReplayStore
 from data.types import Behaviour, Source, Spec, Statistics, Success, Trajectory
 
 STEPS_PER_SECOND, STEPS = 104.2, 64
@@ -68,7 +69,7 @@ def run_day(path: Path, *, hours: float) -> dict[str, Any]:
         problems.append("lost: a real log was evicted")
     return {
         "hours": hours, "steps_per_second": STEPS_PER_SECOND, "scale": SCALE, "budget_bytes": config().budget_bytes,
-        "appends": appends, "steps": appends * STEPS, "segments_evicted": len(store._evicted()),
+        "appends": appends, "steps": appends * STEPS, "segments_evicted": len(store.evicted()),
         "most_bytes": max(sample["bytes"] for sample in samples["writer"]), "seconds": seconds,
         "windows_read": sum(message.get("windows", 0) for message in said), "problems": problems, "samples": samples}
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.budget import StoreConfig
 from data.lerobot import LeRobotDataset, LeRobotEpisode, file_sha256, read_lerobot
-from data.store import ReplayStore, StoreConfig
+from data.store import ReplayStore
 from data.text import ranges
 from data.types import NOT_OURS, UNKNOWN_TOKEN, Behaviour, Source, Spec, Statistics, Success, Trajectory, UserError
 

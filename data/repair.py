@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from data import journal
+from data.budget import StoreConfig
 from data.layout import ACTED, EPISODE, WORDS, read_array, read_attributes, sign, write_array, write_group, write_json
 from data.salvage import Salvage
 from data.segment import SegmentWriter, owned, sync_file, sync_tree
-from data.store import ReplayStore, StoreConfig
+from data.store import ReplayStore
 from data.types import Source
 
 _COMMIT_TIME, _SOURCE = EPISODE.index("commit_time"), EPISODE.index("source")

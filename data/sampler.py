@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from data.draw import EpisodeDraw, Limits
+from data.episodes import Episodes
 from data.layout import EPISODE, WORDS
 from data.mapping import will_need
 from data.segment import Segment
-from data.store import Episodes, ReplayStore
+from data.store import ReplayStore
 from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, Success, UserError
 
 _LENGTH, _DECISIONS, _BEHAVIOUR = map(EPISODE.index, ("length", "decisions", "behaviour"))

@@ -242,10 +242,11 @@ class SegmentWriter:
         ``commit_times``: ns since 1970. Raises ``OSError`` (a full disk) with nothing committed; the next commit
         overwrites what was written.
         """
+        checksums = {name: self._write_column(name, trajectories) for name in self._fields}
         rows, episodes = self.rows, []
-        for trajectory, commit_time in zip(trajectories, commit_times, strict=True):
-            checksums = self._write_rows(trajectory, rows)
-            episodes.append(_record(trajectory, rows, commit_time, checksums))
+        for i, (trajectory, commit_time) in enumerate(zip(trajectories, commit_times, strict=True)):
+            own = {name: column[i] for name, column in checksums.items()}
+            episodes.append(_record(trajectory, rows, commit_time, own))
             rows += len(trajectory) + 1
         if self.sync:
             for descriptor in self._files.values():
@@ -269,15 +270,13 @@ class SegmentWriter:
             os.close(descriptor)
         self._files = {}
 
-    def _write_rows(self, trajectory: Trajectory, row: int) -> dict[str, int]:
-        """Write an episode's rows from ``row`` on; returns the CRC-32C of each column's."""
-        checksums = {}
-        for name, field in self._fields.items():
-            values = _rows(trajectory, name, field["dtype"])
-            content = values.reshape(-1).view(np.uint8)
-            journal.write_all(self._files[name], [content], row * row_bytes(field))
-            checksums[name] = checksum(content)
-        return checksums
+    def _write_column(self, name: str, trajectories: Sequence[Trajectory]) -> list[int]:
+        """Write a column's next rows; returns the CRC-32C of each episode's."""
+        field = self._fields[name]
+        parts = [_rows(trajectory, name, field["dtype"]) for trajectory in trajectories]
+        whole = parts if name.startswith("rgb_") else [np.concatenate(parts)]  # many small writes are slow
+        journal.write_all(self._files[name], whole, self.rows * row_bytes(field))
+        return [checksum(part) for part in parts]
 
 
 def checksum(values: np.ndarray) -> int:

@@ -25,14 +25,13 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data import journal
+from data.budget import Evicted, StoreConfig, make_room, used_bytes
+from data.episodes import Episodes
 from data.growing import Growing
 from data.layout import (
     EPISODE,
@@ -56,118 +55,6 @@ _FOLDERS = ("seg", "open", "cloned", "superseded", "control", "tmp")
 
 Position = Mapping[str, int]
 """What a reader saw: episodes of each segment. A checkpoint records it, ``rollback`` returns to it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreConfig:
-    """How a process writes to a store."""
-
-    segment_bytes: int = 256 * 2**20
-    """Size of a sealed segment, about."""
-    durability: str = "process"
-    """``process``: what was acknowledged survives a killed process. ``sync``: a power cut as well."""
-    budget_bytes: int | None = None
-    """The store's files never take more; the oldest segments go first. None: nothing is ever removed."""
-    floor_bytes: Mapping[str, float] = field(default_factory=lambda: {Source.REAL.value: float("inf")})
-    """For a source, how many of its newest bytes the budget must leave alone. Real logs are all kept by default."""
-
-    def __post_init__(self) -> None:
-        if self.durability not in ("process", "sync"):
-            raise UserError(f"storage.durability: expected process or sync, got {self.durability!r}")
-        if self.segment_bytes < 1:
-            raise UserError(f"storage.segment_bytes: expected at least 1, got {self.segment_bytes}")
-        if self.budget_bytes is not None and self.budget_bytes < 4 * self.segment_bytes:
-            raise UserError(f"storage.budget_bytes: expected four segments or more, {4 * self.segment_bytes} bytes, "
-                            f"got {self.budget_bytes}; raise it, or lower storage.segment_bytes={self.segment_bytes}")
-        for source in self.floor_bytes:
-            if source not in list(Source):
-                raise UserError(f"storage.floor_bytes: expected sim, real or imagined, got {source!r}")
-
-
-class Episodes:
-    """All visible episodes in order of commit, one NumPy column per property, ``[episodes]`` each."""
-
-    def __init__(self, table: np.ndarray, words: Mapping[str, list[str]], segments: Sequence[Segment]) -> None:
-        self._table, self._words, self._segments = table, words, segments
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def code(self, name: str) -> np.ndarray:
-        """Integers of one of the ``EPISODE`` columns; what a word's code means is the same for all segments."""
-        return self._table[:, 2 + _COLUMN[name]]
-
-    def rows(self, first: int, last: int) -> np.ndarray:
-        """``[last - first, columns]`` of the ``EPISODE`` columns, words coded alike for all segments."""
-        return self._table[first:last, 2:]
-
-    def words(self, name: str, episodes: np.ndarray) -> list[str]:
-        """Source, task, instruction, success or behaviour of some episodes."""
-        words = self._words[name]
-        return [words[code] for code in self.code(name)[episodes].tolist()]
-
-    @property
-    def place(self) -> np.ndarray:
-        """The place of its segment in ``ReplayStore.segments``."""
-        return self._table[:, 0]
-
-    @property
-    def row(self) -> np.ndarray:
-        """Its index among the segment's episodes."""
-        return self._table[:, 1]
-
-    @property
-    def start(self) -> np.ndarray:
-        """Its first row in the segment's arrays."""
-        return self.code("start")
-
-    @property
-    def length(self) -> np.ndarray:
-        """Control steps ``t``; the episode takes ``t + 1`` rows."""
-        return self.code("length")
-
-    @property
-    def policy_version(self) -> np.ndarray:
-        """The newest version that acted."""
-        return self.code("policy_version")
-
-    @property
-    def world_model_version(self) -> np.ndarray:
-        """Of what imagined it; -1 elsewhere."""
-        return self.code("world_model_version")
-
-    @cached_property
-    def segment(self) -> np.ndarray:
-        """Name of the segment it lies in."""
-        return np.array([segment.name for segment in self._segments] or [""])[self._table[:, 0]]
-
-    @cached_property
-    def source(self) -> np.ndarray:
-        """Sim, real or imagined."""
-        return self._decoded("source")
-
-    @cached_property
-    def task(self) -> np.ndarray:
-        """Names of tasks."""
-        return self._decoded("task")
-
-    @cached_property
-    def instruction(self) -> np.ndarray:
-        """What the policy is told."""
-        return self._decoded("instruction")
-
-    @cached_property
-    def success(self) -> np.ndarray:
-        """Yes, no or unknown."""
-        return self._decoded("success")
-
-    @cached_property
-    def behaviour(self) -> np.ndarray:
-        """As read: ``cloned`` where an overlay labels an unknown one."""
-        return self._decoded("behaviour")
-
-    def _decoded(self, name: str) -> np.ndarray:
-        return np.array(self._words[name] or [""])[self.code(name)]
 
 
 def store_attributes(path: Path) -> dict[str, Any]:
@@ -201,9 +88,7 @@ class ReplayStore:
         self.rebuilt = 0
         """Grows whenever episodes changed other than by new ones at the end."""
         self._frozen = False
-        self._gone: set[str] = set()
-        self._gone_end = 0
-        """What was read of the journal of evicted segments."""
+        self._gone = Evicted(path)
         self._writers: dict[Source, SegmentWriter] = {}
         self._marks: dict[str, tuple[Any, int | None]] = {}
         """Of every segment: which overlay, and how many episodes a rollback left."""
@@ -264,7 +149,7 @@ class ReplayStore:
     @property
     def position(self) -> dict[str, int]:
         """Episodes seen of each segment: what a checkpoint records and ``rollback`` returns to."""
-        counts = np.bincount(self.episodes._table[:, 0], minlength=len(self.segments))
+        counts = np.bincount(self.episodes.place, minlength=len(self.segments))
         return {segment.name: int(count) for segment, count in zip(self.segments, counts, strict=True) if count}
 
     def refresh(self) -> None:
@@ -295,8 +180,8 @@ class ReplayStore:
 
     def locate(self, index: int) -> tuple[Segment, int]:
         """The segment that episode ``index`` lies in, and its index there."""
-        place = self.episodes._table[index]
-        return self.segments[place[0]], int(place[1])
+        episodes = self.episodes
+        return self.segments[episodes.place[index]], int(episodes.row[index])
 
     def trajectory(self, index: int) -> Trajectory:
         """Episode ``index``, bit for bit as appended (behaviour columns from the overlay where it is cloned)."""
@@ -414,7 +299,7 @@ class ReplayStore:
         self.recover()
         if writing := sorted(entry.name for entry in os.scandir(self.path / "open") if entry.is_dir()):
             raise UserError(f"cannot roll {self.path} back: another process is writing segment {writing[0]}; stop it")
-        now, gone, position = self.position, self._evicted(), self._after_repairs(position)
+        now, gone, position = self.position, self.evicted(), self._after_repairs(position)
         for name, episodes in position.items():
             if now.get(name, 0) < episodes and name not in gone:
                 raise UserError(f"the checkpoint was written with {episodes} episodes in segment {name} of {self.path},"
@@ -443,7 +328,11 @@ class ReplayStore:
 
     def used_bytes(self) -> int:
         """What the store's files take, open segments counted as if they were full."""
-        return sum(_tree_bytes(self.path / name) for name in ("seg", "open", "cloned", "superseded", "tmp"))
+        return used_bytes(self.path)
+
+    def evicted(self) -> set[str]:
+        """Names of the segments that a budget removed so far."""
+        return self._gone.names()
 
     # -- inside: reading --------------------------------------------------------------------------------------------
 
@@ -563,7 +452,8 @@ class ReplayStore:
         with self._locked():  # room that was made must not be taken by another writer
             for leftover in (self.path / "tmp").glob(f"{LEFTOVER}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            self._make_room(sum(shard_bytes(field, capacity) for field in fields) + _SIDE_BYTES)
+            make_room(self.path, sum(shard_bytes(field, capacity) for field in fields) + _SIDE_BYTES, self.config,
+                      self._gone)
             building = self.path / "tmp" / f"{LEFTOVER}{uuid.uuid4().hex}"
             descriptor = SegmentWriter.prepare(building, self.spec, source=source, capacity=capacity)
             folder = self.path / "open" / f"{self._next_number():08d}"
@@ -572,48 +462,6 @@ class ReplayStore:
             sync_tree(folder)
             sync_file(folder.parent)
         return SegmentWriter(folder, descriptor, self.spec, sync=self.config.durability == "sync")
-
-    def _make_room(self, size: int) -> None:
-        """Evict the oldest segments until ``size`` more bytes fit the budget."""
-        budget = self.config.budget_bytes
-        if budget is None:
-            return
-        excess = self.used_bytes() + size - budget
-        if excess <= 0:
-            return
-        sealed = sorted(entry.name for entry in os.scandir(self.path / "seg") if entry.is_dir())
-        kept: Counter[str] = Counter()
-        movable = []
-        for name in reversed(sealed):  # the newest of a source count towards its floor
-            source = read_attributes(self.path / "seg" / name)["episode_source"]
-            size_here = _tree_bytes(self.path / "seg" / name)
-            if kept[source] >= self.config.floor_bytes.get(source, 0):
-                movable.append((name, size_here))
-            kept[source] += size_here
-        for name, size_here in reversed(movable):
-            if excess <= 0:
-                return
-            self._evict(name)
-            excess -= size_here
-        if excess > 0:
-            raise UserError(f"the replay store {self.path} cannot make room: storage.budget_bytes={budget}, "
-                            f"{self.used_bytes()} are used and what is left is kept by storage.floor_bytes or still "
-                            f"being written; raise the budget, or lower storage.floor_bytes")
-
-    def _evict(self, name: str) -> None:
-        """Remove a sealed segment. Readers keep what they mapped until they refresh."""
-        descriptor = os.open(self.path / "control" / "evicted", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._evicted()
-            journal.append(descriptor, self._gone_end, journal.encode({"segment": name, "time": time.time_ns()}))
-        finally:
-            os.close(descriptor)
-        for place in (self.path / "seg" / name, self.path / "cloned" / name):
-            if place.exists():
-                trash = self.path / "tmp" / f"{LEFTOVER}{uuid.uuid4().hex}"
-                place.rename(trash)
-                shutil.rmtree(trash, ignore_errors=True)
-        (self.path / "control" / "hidden" / name).unlink(missing_ok=True)
 
     def _after_repairs(self, position: Position) -> Position:
         """A position that counts the segments which took the place of damaged ones since."""
@@ -624,16 +472,9 @@ class ReplayStore:
                     moved[segment.name] = sum(episode < position[name] for episode in episodes)
         return moved
 
-    def _evicted(self) -> set[str]:
-        file = self.path / "control" / "evicted"
-        if file.exists():  # only what was added since: it has a line for every segment that ever was
-            records, self._gone_end = journal.read(file, self._gone_end)
-            self._gone |= {record["segment"] for record in records}
-        return self._gone
-
     def _next_number(self) -> int:
         """Numbers are never used twice, so a name always means the same bytes."""
-        return 1 + max((int(name) for name in [*self._list(), *self._evicted()]), default=-1)
+        return 1 + max((int(name) for name in [*self._list(), *self.evicted()]), default=-1)
 
     def _superseded(self) -> Path:
         """A new folder ``superseded/<n>``."""
@@ -665,16 +506,6 @@ def _writing(path: Path) -> Iterator[None]:
             raise UserError(f"cannot write to {path}: {os.strerror(error.errno).lower()}; choose a folder that you may "
                             "write, or make this one writable") from error
         raise
-
-
-def _tree_bytes(folder: Path) -> int:
-    """Sizes of all files below; what vanishes meanwhile counts nothing."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(parent, name)).st_size
-    return total
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

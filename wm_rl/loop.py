@@ -25,12 +25,13 @@ import torch
 from lightning.fabric import Fabric
 from rich.markup import escape
 
+from data.budget import StoreConfig
 from data.ingest import IngestConfig, ingest
 from data.lerobot_writer import write_lerobot
 from data.prefetch import prefetch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig
-from data.store import ReplayStore, StoreConfig
+from data.store import ReplayStore
 from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv

@@ -8,9 +8,10 @@ import pytest
 import torch
 import zarr
 
+from data.budget import StoreConfig
 from data.layout import SCHEMA_VERSION, field_table
 from data.sampler import StepSampler
-from data.store import ReplayStore, StoreConfig
+from data.store import ReplayStore
 from data.types import Behaviour, Source, Success, UserError
 
 
@@ -97,7 +98,7 @@ class FullDisk:
 
 def test_an_append_that_fails_leaves_nothing_visible(tmp_path, make_store, make_trajectory, monkeypatch, assert_same):
     store = make_store(tmp_path / "s", [make_trajectory(0)])
-    for call in range(27):  # thirteen columns of two episodes, and the journal
+    for call in range(16):  # eleven small columns, two cameras of two episodes, and the journal
         monkeypatch.setattr(os, "pwrite", FullDisk(call))
         with pytest.raises(UserError, match=r"no space left for [^\n]*: nothing of this append was stored"):
             store.append([make_trajectory(1), make_trajectory(2)])

@@ -24,8 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from data.budget import StoreConfig, make_room
 from data.layout import field_table
-from data.store import ReplayStore, StoreConfig
+from data.store import ReplayStore
 from data.types import Behaviour, Source, UserError
 
 SEGMENT = 8_000
@@ -123,7 +124,7 @@ class Life(RuleBasedStateMachine):
     @rule(size=st.integers(200_000, 380_000))
     def evict(self, size):
         with contextlib.suppress(UserError), self.store._locked():  # floors may leave too little
-            self.store._make_room(2**20 + size)
+            make_room(self.path, 2**20 + size, CONFIG, self.store._gone)
         self.store.refresh()
         self.forget_evicted()
 

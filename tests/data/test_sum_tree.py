@@ -45,3 +45,17 @@ def test_a_large_tree_draws_by_weight():
     found = tree.find(np.random.default_rng(0).random(4000) * tree.total)
     assert found.min() >= 1000
     assert (found == 250_000).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_tree_that_grew_draws_as_one_that_was_built_at_once():
+    rng = np.random.default_rng(0)
+    weights = rng.random(20_000) ** 8
+    grown, built = SumTree(), SumTree()
+    for part in np.array_split(weights, 37):
+        grown.append(part)
+    built.append(weights)
+    places = rng.random(5000) * built.total
+    assert grown.total == built.total
+    np.testing.assert_array_equal(grown.find(places), built.find(places))
+    ends = weights.cumsum()
+    assert (np.searchsorted(ends, places, side="right") == built.find(places)).mean() > 0.999  # but for rounding

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from data.budget import StoreConfig
 from data.lerobot_writer import write_lerobot
 from data.rollout import rollout
-from data.store import ReplayStore, StoreConfig
+from data.store import ReplayStore
 from data.types import Policy, Success, Trajectory, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from data.budget import StoreConfig
 from data.ingest import IngestConfig, ingest
-from data.store import StoreConfig
 
 
 def ingest_logs(*, source: str, store: str, logs: IngestConfig, storage: StoreConfig) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
+from data.budget import StoreConfig
 from data.ingest import IngestConfig
 from data.sampler import ReplayConfig
-from data.store import StoreConfig
 from sim.expert import ExpertConfig
 from sim.vector import VectorEnv
 from wm_rl import interrupts
