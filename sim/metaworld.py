@@ -25,6 +25,10 @@ SIM_HZ = 80.0
 """Meta-World's own steps per second of simulated time."""
 
 PROPRIO = ("hand_x_m", "hand_y_m", "hand_z_m", "gripper_opening_fraction")
+_OBJECTS = tuple(f"object{i}_{part}" for i in (1, 2) for part in ("x_m", "y_m", "z_m", "qx", "qy", "qz", "qw"))
+STATE = (*PROPRIO, *_OBJECTS, *(f"previous_{name}" for name in (*PROPRIO, *_OBJECTS)), "goal_x_m", "goal_y_m",
+         "goal_z_m")
+"""Meta-World's own observation, with the goal: what no robot has."""
 ACTIONS = ("hand_dx", "hand_dy", "hand_dz", "gripper_closing")
 
 WORKSPACE_POSITION, WORKSPACE_TARGET, WORKSPACE_FOVY = (1.05, 0.22, 0.78), (0.0, 0.66, 0.13), 41.0
@@ -99,9 +103,18 @@ class MetaWorldConfig:
     max_episode_steps: int = 50
     """Control steps until an episode is truncated."""
     perturbation: Perturbation = field(default_factory=Perturbation)
+    observation: str = "pixels"
+    """``pixels``: a picture and ``PROPRIO``. ``state``: no picture, and ``STATE`` as proprio."""
+    reward: str = "sparse"
+    """``sparse``: 1 at the control step that succeeds, which terminates. ``dense``: Meta-World's own, divided by its
+    maximum of 10, at the last repeat; nothing terminates, and an episode that once succeeded has succeeded."""
+    goal_seed: int | None = None
+    """Draws goal and objects alike for every episode; null: an episode's own seed does."""
 
     def __post_init__(self) -> None:
         check_name("camera", self.camera, CAMERAS)
+        check_name("observation", self.observation, ("pixels", "state"))
+        check_name("reward", self.reward, ("sparse", "dense"))
         for name in ("image_size", "action_repeat", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise _user_error(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -121,9 +134,9 @@ class Step(NamedTuple):
     """What one environment answers to ``reset`` or ``step``."""
 
     frame: np.ndarray
-    """``[h, w, 3]`` uint8."""
+    """``[h, w, 3]`` uint8; empty without pixels."""
     proprio: np.ndarray
-    """``[p]`` float32, named by ``PROPRIO``."""
+    """``[p]`` float32, named by ``PROPRIO`` or ``STATE``."""
     reward: float
     terminated: bool
     truncated: bool
@@ -134,7 +147,7 @@ class Step(NamedTuple):
 
 
 class MetaWorldTask:
-    """One task, one renderer. Reward is 1 at the control step that succeeds, which also terminates."""
+    """One task, and a renderer where pixels are observed."""
 
     def __init__(self, task: str, config: MetaWorldConfig) -> None:
         import mujoco
@@ -153,13 +166,7 @@ class MetaWorldTask:
         self._expert_class = getattr(policies, _expert_name(task))
         self._plain = {key: copy.deepcopy(value) for key, value in vars(env).items() if _is_plain(value)}
         self._layout = {name: getattr(env.model, name).copy() for name in _LAYOUT}
-        _thin_meshes(env.model, THIN_CELL / config.image_size)
-        quality, buffer = env.model.vis.quality, env.model.vis.global_
-        quality.offsamples, quality.shadowsize = 0, 0  # the shadow map would be 64 MB and most of the time
-        buffer.offwidth = buffer.offheight = config.image_size
-        self._renderer = mujoco.Renderer(env.model, config.image_size, config.image_size)
-        for flag in ("mjRND_SHADOW", "mjRND_REFLECTION"):
-            self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, flag)] = 0
+        self._renderer = self._make_renderer() if config.observation == "pixels" else None
         self._camera = "corner2" if config.camera == "workspace" else config.camera
 
     def reset(self, seed: int) -> Step:
@@ -171,7 +178,8 @@ class MetaWorldTask:
         for name, value in self._layout.items():
             getattr(model, name)[:] = value
         self._mujoco.mj_resetData(model, data)
-        random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(self.task.encode())]))
+        layout = seed if self.config.goal_seed is None else self.config.goal_seed
+        random = np.random.Generator(np.random.Philox(key=[layout, zlib.crc32(self.task.encode())]))
         sentences = phrasings(self.task)
         self._instruction = sentences[int(random.integers(len(sentences)))]
         env.np_random = random
@@ -179,20 +187,22 @@ class MetaWorldTask:
         self._mujoco.mj_forward(model, data)
         self._expert = self._expert_class()
         self._waiting = [np.zeros(len(ACTIONS), np.float32)] * self.config.perturbation.latency
-        self._steps = 0
+        self._steps, self._succeeded = 0, False
         return self._step(reward=0.0, success=False)
 
     def step(self, action: np.ndarray) -> Step:
         """Apply a normalised action ``[a]`` for ``action_repeat`` simulator steps, or until the task is done."""
         self._waiting.append(np.clip(action, -1, 1))
         executed = self._waiting.pop(0)
+        self._steps += 1
+        if self.config.reward == "dense":
+            return self._dense_step(executed)
         success = False
         for _ in range(self.config.action_repeat):
             self._state, _, _, _, info = self._env.step(executed)
             success = bool(info["success"])
             if success:
                 break
-        self._steps += 1
         return self._step(reward=float(success), success=success)
 
     def expert_action(self) -> np.ndarray:
@@ -203,21 +213,50 @@ class MetaWorldTask:
 
     def close(self) -> None:
         """Free the GL context."""
-        self._renderer.close()
+        if self._renderer is not None:
+            self._renderer.close()
 
     def _step(self, *, reward: float, success: bool) -> Step:
-        truncated = not success and self._steps >= self.config.max_episode_steps
+        terminated = success and self.config.reward == "sparse"
+        truncated = not terminated and self._steps >= self.config.max_episode_steps
         time = self._env.curr_path_length / SIM_HZ
-        proprio = self._state[:4].astype(np.float32)
-        return Step(self._render(), proprio, reward, success, truncated, success, time, self._instruction)
+        state = self._state.astype(np.float32)
+        if self._renderer is None:
+            return Step(_NO_FRAME, state, reward, terminated, truncated, success, time, self._instruction)
+        proprio = state[: len(PROPRIO)]
+        return Step(self._render(), proprio, reward, terminated, truncated, success, time, self._instruction)
+
+    def _dense_step(self, executed: np.ndarray) -> Step:
+        """Only the last repeat is looked at: Meta-World spends more time on looking than on physics."""
+        for _ in range(self.config.action_repeat - 1):
+            self._env.set_xyz_action(executed[:3])
+            self._env.do_simulation([executed[3], -executed[3]], n_frames=self._env.frame_skip)
+            self._env.curr_path_length += 1
+        self._state, reward, _, _, info = self._env.step(executed)
+        self._succeeded |= bool(info["success"])
+        return self._step(reward=float(reward) / 10, success=self._succeeded)
+
+    def _make_renderer(self) -> Any:
+        model, size = self._env.model, self.config.image_size
+        _thin_meshes(model, THIN_CELL / size)
+        quality, buffer = model.vis.quality, model.vis.global_
+        quality.offsamples, quality.shadowsize = 0, 0  # the shadow map would be 64 MB and most of the time
+        buffer.offwidth = buffer.offheight = size
+        renderer = self._mujoco.Renderer(model, size, size)
+        for flag in ("mjRND_SHADOW", "mjRND_REFLECTION"):
+            renderer.scene.flags[getattr(self._mujoco.mjtRndFlag, flag)] = 0
+        return renderer
 
     def _render(self) -> np.ndarray:
+        assert self._renderer is not None, "state observations have no picture"
         self._renderer.update_scene(self._env.data, camera=self._camera)
         frame = self._renderer.render()
         if frame.max() < _BLACK:
             raise RuntimeError(f"{self.task} rendered a black frame: another renderer took over the GL context")
         return np.ascontiguousarray(frame[::-1, ::-1] if self.config.camera in UPSIDE_DOWN else frame)
 
+
+_NO_FRAME = np.zeros((0, 0, 3), np.uint8)
 
 _LAYOUT = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "geom_quat", "site_rgba", "geom_rgba")
 """Model arrays that tasks move things by on reset."""

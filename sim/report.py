@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
+from sim.figures import embed, new_figure, png
 from sim.intervals import Interval
 from sim.video import enlarge
 
@@ -115,7 +114,7 @@ def write_report(path: Path | str, data: ReportData) -> Path:
         source_figure=_source_figure(data.sources),
         curve_figures=[_curve_figure(curve) for curve in data.curves],
         strips=[(strip.title, _picture(_film(strip))) for strip in data.strips],
-        videos={caption: _embed(Path(file).read_bytes(), "video/mp4") for caption, file in data.videos.items()},
+        videos={caption: embed(Path(file).read_bytes(), "video/mp4") for caption, file in data.videos.items()},
         colours=SOURCE_COLOURS,
     )
     path = Path(path)
@@ -127,7 +126,7 @@ def _success_figure(rows: Sequence[SuccessRow]) -> str:
     """Dots with intervals: before and after, one line per task and mode."""
     if not rows:
         return ""
-    figure, axes = _figure(7.2, 0.8 + 0.42 * len(rows))
+    figure, axes = new_figure(7.2, 0.8 + 0.42 * len(rows))
     for index, row in enumerate(rows):
         y = len(rows) - 1 - index
         marks = ((row.before, BEFORE, 0.13, "before"), (row.after, AFTER, -0.13, "after"))
@@ -141,14 +140,14 @@ def _success_figure(rows: Sequence[SuccessRow]) -> str:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4), xlabel="success rate, 95 % interval")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _source_figure(rows: Sequence[SourceRow]) -> str:
     """One bar: the share of the gradient that each source gave."""
     if not rows:
         return ""
-    figure, axes = _figure(7.2, 1.1)
+    figure, axes = new_figure(7.2, 1.1)
     left = 0.0
     for row in rows:
         share = row.gradient_share
@@ -159,11 +158,11 @@ def _source_figure(rows: Sequence[SourceRow]) -> str:
         left += share
     axes.set_xlim(0, max(left, 1e-9))
     axes.axis("off")
-    return _png(figure)
+    return png(figure)
 
 
 def _curve_figure(curve: Curve) -> str:
-    figure, axes = _figure(3.5, 2.4)
+    figure, axes = new_figure(3.5, 2.4)
     for name, (x, y) in curve.lines.items():
         axes.plot(x, y, label=name, linewidth=1.6, color=SOURCE_COLOURS.get(name))
     axes.set_title(curve.title, fontsize=10)
@@ -171,7 +170,7 @@ def _curve_figure(curve: Curve) -> str:
     axes.grid(alpha=0.3)
     if len(curve.lines) > 1:
         axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def _film(strip: FilmStrip, columns: int = 8) -> UInt8[np.ndarray, "H W 3"]:
@@ -184,30 +183,9 @@ def _film(strip: FilmStrip, columns: int = 8) -> UInt8[np.ndarray, "H W 3"]:
     return np.concatenate([rows[0], gap, rows[1]])
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    """Make a figure that needs no display and leaves matplotlib's global state alone."""
-    from matplotlib.figure import Figure  # late: importing matplotlib takes half a second
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure, axes
-
-
-def _png(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return _embed(buffer.getvalue(), "image/png")
-
-
 def _picture(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
-    return _embed(buffer.getvalue(), "image/png")
-
-
-def _embed(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return embed(buffer.getvalue(), "image/png")

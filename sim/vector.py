@@ -19,7 +19,7 @@ from jaxtyping import Float32
 
 from data.types import Source, Spec, Statistics, UserError
 from sim.gl import ensure_gl
-from sim.metaworld import ACTIONS, PROPRIO, MetaWorldConfig, Perturbation, Step, check_name
+from sim.metaworld import ACTIONS, PROPRIO, STATE, MetaWorldConfig, Perturbation, Step, check_name
 from sim.tasks import TASKS
 
 EMBODIMENT = "metaworld-sawyer"
@@ -32,6 +32,14 @@ STATISTICS = Statistics(
 )
 """Meta-World's actions are normalised already; proprio is scaled by the size of the workspace. Fixed, so that the
 simulator and the robot stand-in share one store."""
+
+_SCALES = {"x_m": (0.0, 0.15), "y_m": (0.6, 0.15), "z_m": (0.2, 0.15), "fraction": (0.6, 0.35)}
+"""Mean and deviation of a state by the end of its name; quaternions stay as they are."""
+_MEAN, _STD = np.array([next((scale for end, scale in _SCALES.items() if name.endswith(end)), (0.0, 1.0))
+                        for name in STATE], np.float32).T
+STATE_STATISTICS = Statistics(action_low=STATISTICS.action_low, action_high=STATISTICS.action_high,
+                              proprio_mean=_MEAN.copy(), proprio_std=_STD.copy())
+"""Of Meta-World's own observation."""
 
 
 class VectorEnv:
@@ -61,13 +69,18 @@ class VectorEnv:
         """
         config = MetaWorldConfig() if config is None else config
         _check(tasks, num_envs, workers, source)
-        ensure_gl()
+        pixels = config.observation == "pixels"
+        try:
+            ensure_gl()  # before MuJoCo is imported, even if this environment does not draw: the next one may
+        except UserError:
+            if pixels:
+                raise
         self.num_envs, self.config, self.source = num_envs, config, Source(source)
         self.tasks = tuple(tasks)
         self.row_tasks = [self.tasks[row % len(self.tasks)] for row in range(num_envs)]
-        self.spec = Spec(cameras=(config.camera,), image_size=config.image_size, proprio_names=PROPRIO,
-                         action_names=ACTIONS, control_hz=config.control_hz)
-        self.statistics = STATISTICS
+        self.spec = Spec(cameras=(config.camera,) if pixels else (), image_size=config.image_size,
+                         proprio_names=PROPRIO if pixels else STATE, action_names=ACTIONS, control_hz=config.control_hz)
+        self.statistics = STATISTICS if pixels else STATE_STATISTICS
         self.embodiment = EMBODIMENT
         self.max_episode_steps = config.max_episode_steps
         self.metadata: dict[str, Any] = {"autoreset_mode": "disabled", "render_fps": config.control_hz}
@@ -79,9 +92,9 @@ class VectorEnv:
         }
         self.elapsed = np.zeros(num_envs, np.int64)
         """Control steps since each row's reset."""
-        size = config.image_size
+        size = config.image_size if pixels else 0
         self._frames = np.zeros((num_envs, size, size, 3), np.uint8)
-        self._proprio = np.zeros((num_envs, len(PROPRIO)), np.float32)
+        self._proprio = np.zeros((num_envs, self.spec.proprio_dim), np.float32)
         self._terminated, self._truncated, self._success, self._playing = np.zeros((4, num_envs), bool)
         self._time = np.zeros(num_envs)
         self._instruction = [""] * num_envs
@@ -157,7 +170,8 @@ class VectorEnv:
             self._playing[row] = not (step.terminated or step.truncated)
 
     def _observation(self) -> dict[str, Any]:
-        return {"frames": {self.config.camera: self._frames.copy()}, "proprio": self._proprio.copy()}
+        return {"frames": {camera: self._frames.copy() for camera in self.spec.cameras},
+                "proprio": self._proprio.copy()}
 
     def _info(self) -> dict[str, Any]:
         return {"instruction": list(self._instruction), "task": list(self.row_tasks), "success": self._success.copy(),

@@ -16,11 +16,13 @@ from jaxtyping import Float
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from data.types import DecisionBatch, UserError
+from data.types import DecisionBatch, Source, UserError
+from wm_rl.guarantees import guarantee_metrics, penalty_sums
 from wm_rl.objectives import Objective, surrogate_loss
-from wm_rl.policy import TinyVLA
+from wm_rl.policy import TokenPolicy
 from wm_rl.returns import gae
-from wm_rl.staleness import staleness_metrics, staleness_sums
+from wm_rl.staleness import effective_share, lag_bucket, staleness_metrics, staleness_sums
+from wm_rl.trust import Trust, TrustConfig, groups
 
 ROWS = 128
 """Forward passes are padded to a multiple of this. Batches differ in their number of decisions, and CPU kernels are
@@ -44,16 +46,19 @@ class LearnerConfig:
     value_warmup: int
     """First updates, which train only the critic."""
     max_gradient_norm: float
-    trust_temperature: float
-    """Imagined samples weigh ``exp(−uncertainty / trust_temperature)``."""
+    ratio: str = "token"
+    """``token``: an objective sees each action token's log-ratio. ``joint``: the sum over a decision's tokens, whose
+    spread grows with their number."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
-        for name in ("learning_rate", "value_learning_rate", "max_gradient_norm", "trust_temperature"):
+        for name in ("learning_rate", "value_learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise UserError(f"learner.{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.trace <= 1:
             raise UserError(f"learner.trace must lie in [0, 1], got {self.trace}; try learner.trace=0.95")
+        if self.ratio not in ("token", "joint"):
+            raise UserError(f"learner.ratio: expected token or joint, got {self.ratio!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +78,11 @@ class Learner:
     """Owns the policy, its warm-start reference and the optimiser; ``fabric`` owns devices, precision and ranks."""
 
     def __init__(
-        self, config: LearnerConfig, *, fabric: Fabric, policy: TinyVLA, reference: TinyVLA, objective: Objective
+        self, config: LearnerConfig, *, fabric: Fabric, policy: TokenPolicy, reference: TokenPolicy,
+        objective: Objective, trust: TrustConfig,
     ) -> None:
         """``policy`` is trained in place; ``reference`` is only evaluated."""
-        self.config, self.fabric, self.objective = config, fabric, objective
+        self.config, self.fabric, self.objective, self.trust = config, fabric, objective, Trust(trust)
         self.policy = policy
         self.reference = fabric.to_device(reference).requires_grad_(False)
         encoder, value = list(policy.encoder_parameters()), list(policy.value_parameters())
@@ -86,6 +92,7 @@ class Learner:
             [{"params": rest, "lr": config.learning_rate},
              {"params": encoder, "lr": config.encoder_learning_rate},
              {"params": value, "lr": config.value_learning_rate}], eps=1e-5)
+        self._policy_rates = (config.learning_rate, config.encoder_learning_rate)
         self.module, self.optimizer = fabric.setup(policy, optimizer)
 
     def update(self, batch: DecisionBatch) -> dict[str, float]:
@@ -101,9 +108,15 @@ class Learner:
 
         log_probs = output.logits[:count].float().log_softmax(dim=-1)
         log_prob = log_probs.gather(-1, batch.token[mask][..., None].long())[..., 0]
-        log_ratio = log_prob.detach() - batch.log_prob[mask]
-        source = [name for name, row in zip(batch.source, mask.tolist(), strict=True) for _ in range(sum(row))]
-        coefficient = self.objective.coefficient(log_ratio, targets.advantage, source)
+        token_mask = batch.token_mask[mask]
+        log_ratio = torch.where(token_mask[:, :, None], log_prob.detach() - batch.log_prob[mask], 0.0)
+        if config.ratio == "joint":
+            log_ratio = log_ratio.sum(dim=(1, 2), keepdim=True).expand_as(log_ratio)
+        names = list(Source)
+        origin = torch.tensor([names.index(Source(name)) for name in batch.source], device=mask.device)
+        origin = origin.repeat_interleave(mask.sum(dim=1))
+        group = groups(origin, lag_bucket(batch.policy_version[mask], self.policy.version))
+        coefficient = self.objective.coefficient(log_ratio, targets.advantage, self.trust.width(group))
 
         policy_loss = surrogate_loss(log_prob, coefficient, targets.advantage, targets.weight)
         entropy = -(targets.weight * (log_probs.exp() * log_probs).sum(dim=-1)).sum()
@@ -113,44 +126,63 @@ class Learner:
         acts = 0.0 if self.policy.version < config.value_warmup else 1.0
         loss = acts * (policy_loss - config.entropy_coefficient * entropy + config.kl_coefficient * kl) + value_loss
 
+        world = self.fabric.world_size
+        penalties = penalty_sums(log_ratio=log_ratio, coefficient=coefficient, advantage=targets.advantage,
+                                 token_mask=token_mask)
+        sums = staleness_sums(
+            log_ratio=log_ratio, coefficient=coefficient, advantage=targets.advantage,
+            gradient=targets.weight * coefficient * targets.advantage, token_mask=token_mask,
+            policy_version=batch.policy_version[mask], origin=origin, version=self.policy.version)
+        # `weight` already carries the number of ranks, so each of these is this rank's part of a global mean.
+        discount = (targets.decision_weight * batch.discount[mask]).sum()
+        windows = torch.tensor(float(len(mask)) * world, device=mask.device)
+        own = torch.stack([entropy, kl, value_loss, discount, windows]).detach().double() / world
+        both = self._sum_over_ranks(torch.cat([own, penalties.sums, sums.flatten()]))
+        means, penalty, sums = both[:5].tolist(), both[5:10], both[10:].view_as(sums)
+        largest = float(self._reduce(penalties.largest, "max"))
+        self.trust.observe(self.objective, log_ratio=log_ratio, advantage=targets.advantage, token_mask=token_mask,
+                           group=group, total=self._sum_over_ranks)
+
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=config.max_gradient_norm, error_if_nonfinite=True)
+        scale = effective_share(sums) if self.trust.config.scale_learning_rate else 1.0
+        for parameters, rate in zip(self.optimizer.param_groups, self._policy_rates, strict=False):
+            parameters["lr"] = rate * scale
         self.optimizer.step()
 
-        world = self.fabric.world_size
-        sums = staleness_sums(
-            log_ratio=log_ratio, coefficient=coefficient,
-            gradient=targets.weight * coefficient * targets.advantage, token_mask=batch.token_mask[mask],
-            policy_version=batch.policy_version[mask], source=source, version=self.policy.version)
-        # `weight` already carries the number of ranks, so each of these is this rank's part of a global mean.
-        own = torch.stack([entropy, kl, value_loss]).detach().double() / world
-        both = self._sum_over_ranks(torch.cat([own, sums.flatten()]))
         self.policy.version += 1
-        metrics = {"entropy": float(both[0]), "value_loss": float(both[2]),
+        metrics = {"entropy": means[0], "value_loss": means[2],
                    "gradient_norm": float(norm) if norm is not None else 0.0,
-                   **staleness_metrics(both[3:].view_as(sums))}
+                   **staleness_metrics(sums), **self.trust.metrics(),
+                   **guarantee_metrics(penalty, largest, bound=self.objective.bound(), discount=means[3],
+                                       windows=round(means[4]))}
         if config.kl_coefficient > 0:  # without the pull it is not computed
-            metrics["kl_to_warm_start"] = float(both[1])
+            metrics["kl_to_warm_start"] = means[1]
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: policy, reference, optimiser, version."""
+        """Tensors and plain values: policy, reference, optimiser, trust, version."""
         return {"policy": self.policy.state_dict(), "reference": self.reference.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "version": self.policy.version}
+                "optimizer": self.optimizer.state_dict(), "trust": self.trust.log_width,
+                "version": self.policy.version}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         self.policy.load_state_dict(state["policy"])
         self.reference.load_state_dict(state["reference"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.trust.log_width = state["trust"]
         self.policy.version = state["version"]
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        summed = self.fabric.all_reduce(values, reduce_op="sum")
-        assert isinstance(summed, Tensor)
-        return summed
+        return self._reduce(values, "sum")
+
+    def _reduce(self, values: Tensor, how: str) -> Tensor:
+        reduced = self.fabric.all_reduce(values, reduce_op=how)
+        assert isinstance(reduced, Tensor)
+        return reduced
 
     def _gather(self, batch: DecisionBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Inputs of one forward pass: the valid decisions, then each window's final observation, then padding."""
@@ -184,7 +216,7 @@ class Learner:
         if self.config.centre_advantages:
             advantage = advantage - mean
         scaled = rearrange((advantage / deviation).float(), "n -> n 1 1")
-        trust = torch.exp(-batch.uncertainty[mask] / self.config.trust_temperature)
+        trust = self.trust.weight(batch.uncertainty[mask])
         world = self.fabric.world_size  # ranks' gradients are averaged, so each is scaled up by their number
         weight = (token_mask * trust[:, None])[:, :, None].expand(-1, -1, dims) * (world / tokens)
         return Targets(advantage=scaled, value=target[mask], weight=weight.float(),

@@ -43,6 +43,7 @@ from wm_rl.learner import Learner, LearnerConfig
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLA, TinyVLAConfig, check_compatible
 from wm_rl.seeding import training_episode
+from wm_rl.trust import TrustConfig
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
@@ -96,6 +97,7 @@ class Loop:
         objective: Objective,
         replay: ReplayConfig,
         storage: StoreConfig,
+        trust: TrustConfig,
         learner: LearnerConfig,
         cloning: CloningConfig,
         world_model: WorldModelConfig,
@@ -108,7 +110,7 @@ class Loop:
         self.make_env, self.make_stand_in, self.expert = env, stand_in, expert
         self.logs_config = logs
         self.policy_config, self.objective, self.replay, self.storage = policy, objective, replay, storage
-        self.learner_config, self.cloning, self.world_model_config = learner, cloning, world_model
+        self.trust, self.learner_config, self.cloning, self.world_model_config = trust, learner, cloning, world_model
         self.imagination_config, self.fabric, self.journal = imagination, fabric, journal
         self.imagines = replay.mix[Source.IMAGINED] > 0
         self.uses_logs = replay.mix[Source.REAL] > 0
@@ -204,8 +206,8 @@ class Loop:
         """Collect, refit, imagine, update; a checkpoint after every iteration."""
         store = self.store()
         policy = self._policy()
-        learner = Learner(self.learner_config, fabric=self.fabric, policy=policy,
-                          reference=TinyVLA.load(self.folder / "warm_start"), objective=self.objective)
+        learner = Learner(self.learner_config, fabric=self.fabric, policy=policy, objective=self.objective,
+                          reference=TinyVLA.load(self.folder / "warm_start"), trust=self.trust)
         if "learner" in self.saved:
             learner.load_state_dict(self.saved["learner"])
         sampler = DecisionSampler(store, self.replay, chunk=policy.chunk, seed=self.seed)

@@ -61,12 +61,64 @@ class PolicyOutput(NamedTuple):
     value: Float[Tensor, " n"]
 
 
-class TinyVLA(nn.Module):
-    """The policy. ``forward`` is what a learner differentiates, ``act`` what an environment is driven with."""
+class TokenPolicy(nn.Module):
+    """A policy of action tokens: ``forward`` is what a learner differentiates, ``act`` drives an environment."""
 
     proprio_mean: Tensor
     proprio_std: Tensor
     bin_centres: Tensor
+    spec: Spec
+    statistics: Statistics
+    chunk: int
+    version: int
+
+    def forward(
+        self,
+        frames: Mapping[str, UInt8[Tensor, "n h w 3"]],
+        proprio: Float[Tensor, "n p"],
+        words: Int[Tensor, "n l"],
+    ) -> PolicyOutput:
+        """Logits of every action token of the chunk, and the value. Differentiable; the value does not reach back."""
+        raise NotImplementedError
+
+    def words(self, instruction: Sequence[str]) -> Int[Tensor, "n l"]:
+        """What ``forward`` reads of each instruction."""
+        raise NotImplementedError
+
+    def encoder_parameters(self) -> Iterable[nn.Parameter]:
+        """What reinforcement learning moves more slowly."""
+        raise NotImplementedError
+
+    def value_parameters(self) -> Iterable[nn.Parameter]:
+        """What only the value depends on."""
+        raise NotImplementedError
+
+    def act(self, observation: Observation, seeds: Sequence[int] | None) -> Action:
+        """Choose a chunk per row; row ``i`` draws its Gumbel noise from ``seeds[i]`` alone, ``None`` takes the mode."""
+        device = self.bin_centres.device
+        with torch.inference_mode():
+            output = self(
+                {camera: torch.from_numpy(frames).to(device) for camera, frames in observation.frames.items()},
+                torch.from_numpy(observation.proprio).to(device),
+                self.words(observation.instruction))
+            log_probs = output.logits.float().log_softmax(dim=-1)
+            scores = log_probs
+            if seeds is not None:
+                scores = log_probs + torch.from_numpy(_gumbel(seeds, log_probs.shape[1:])).to(device)
+            token = scores.argmax(dim=-1)
+            log_prob = log_probs.gather(-1, token[..., None])[..., 0]
+            action = self.bin_centres[token]
+        return Action(token=token.cpu().numpy().astype(np.int16), action=action.cpu().numpy(),
+                      log_prob=log_prob.cpu().numpy(), value=output.value.float().cpu().numpy())
+
+    def _register(self, bins: int) -> None:
+        self.register_buffer("proprio_mean", torch.from_numpy(self.statistics.proprio_mean.copy()))
+        self.register_buffer("proprio_std", torch.from_numpy(self.statistics.proprio_std.copy()))
+        self.register_buffer("bin_centres", torch.linspace(-1, 1, bins))
+
+
+class TinyVLA(TokenPolicy):
+    """The policy of the demo."""
 
     def __init__(self, config: TinyVLAConfig, *, spec: Spec, statistics: Statistics, seed: int) -> None:
         """Build with weights drawn from ``seed`` alone."""
@@ -105,9 +157,7 @@ class TinyVLA(nn.Module):
         nn.init.normal_(self.action_head.weight, std=0.01)
         self.value_query = nn.Parameter(torch.zeros(width))
         self.value_head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 1))
-        self.register_buffer("proprio_mean", torch.from_numpy(self.statistics.proprio_mean.copy()))
-        self.register_buffer("proprio_std", torch.from_numpy(self.statistics.proprio_std.copy()))
-        self.register_buffer("bin_centres", torch.linspace(-1, 1, config.bins))
+        self._register(config.bins)
 
     def forward(
         self,
@@ -121,24 +171,6 @@ class TinyVLA(nn.Module):
         states = self.action_decoder(tokens)
         logits = rearrange(self.action_head(states), "n (k a) v -> n k a v", k=self.chunk)
         return PolicyOutput(logits=logits, value=self._value(states.detach(), context.detach()))
-
-    def act(self, observation: Observation, seeds: Sequence[int] | None) -> Action:
-        """Choose a chunk per row; row ``i`` draws its Gumbel noise from ``seeds[i]`` alone, ``None`` takes the mode."""
-        device = self.bin_centres.device
-        with torch.inference_mode():
-            output = self(
-                {camera: torch.from_numpy(frames).to(device) for camera, frames in observation.frames.items()},
-                torch.from_numpy(observation.proprio).to(device),
-                self.words(observation.instruction))
-            log_probs = output.logits.float().log_softmax(dim=-1)
-            scores = log_probs
-            if seeds is not None:
-                scores = log_probs + torch.from_numpy(_gumbel(seeds, log_probs.shape[1:])).to(device)
-            token = scores.argmax(dim=-1)
-            log_prob = log_probs.gather(-1, token[..., None])[..., 0]
-            action = self.bin_centres[token]
-        return Action(token=token.cpu().numpy().astype(np.int16), action=action.cpu().numpy(),
-                      log_prob=log_prob.cpu().numpy(), value=output.value.float().cpu().numpy())
 
     def discretise(self, action: Float[Tensor, "*n a"]) -> Int[Tensor, "*n a"]:
         """Token whose bin centre is nearest to a normalised action."""

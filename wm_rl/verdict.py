@@ -14,7 +14,7 @@ from sim.report import Curve, FilmStrip, ReportData, SourceRow, StalenessRow, wr
 from wm_rl.evaluation import EvaluationConfig, Judgement, judge, kept_episodes, write_videos
 from wm_rl.loop import Loop
 from wm_rl.policy import TinyVLA
-from wm_rl.staleness import BUCKETS
+from wm_rl.staleness import BUCKETS, LAG_EDGES, NOT_OURS
 from world_model.learner import WorldModelLearner
 
 STRIP_STEPS = 12
@@ -108,10 +108,9 @@ def _staleness(history: list[dict[str, Any]]) -> list[StalenessRow]:
                        for row in history)
         return weighted / tokens[bucket]
 
-    labels = {"lag_0_20": "0-20", "lag_20_100": "20-100", "lag_100_300": "100-300", "lag_300_up": "300 and more",
-              "not_ours": "not ours (cloned log-probs)"}
-    return [StalenessRow(lag=labels[bucket], share=tokens[bucket] / total,
-                         mean_abs_log_ratio=mean(bucket, "abs_log_ratio"),
+    labels = {NOT_OURS: "not ours (cloned log-probs)", f"lag_{LAG_EDGES[-1]}_up": f"{LAG_EDGES[-1]} and more"}
+    return [StalenessRow(lag=labels.get(bucket, bucket.removeprefix("lag_").replace("_", "-")),
+                         share=tokens[bucket] / total, mean_abs_log_ratio=mean(bucket, "abs_log_ratio"),
                          effective_sample_size=mean(bucket, "effective_sample_share"),
                          weight_above=mean(bucket, "utilisation")) for bucket in BUCKETS if tokens[bucket]]
 

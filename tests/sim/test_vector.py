@@ -29,7 +29,9 @@ def _contract():
 
 
 SHORT = MetaWorldConfig(max_episode_steps=8)
+STATE = MetaWorldConfig(max_episode_steps=8, observation="state", reward="dense")
 KINDS = {
+    "state": {"config": STATE, "workers": 0},
     "simulator": {"config": SHORT, "workers": 2},
     "stand-in": {"config": stand_in_config(SHORT), "workers": 0, "source": "real"},
 }
@@ -198,3 +200,65 @@ def test_stand_in_differs_and_says_so():
     assert config.perturbation != Perturbation()
     assert config.camera == MetaWorldConfig().camera
     assert Source("real") is Source.REAL
+
+
+class _Fixed:
+    """Commands the same action for ever."""
+
+    chunk, version = 1, 0
+
+    def __init__(self, action):
+        self.action = np.asarray(action, np.float32)
+
+    def act(self, observation, seeds):
+        from data.types import Action
+
+        n = len(observation.proprio)
+        return Action(token=np.zeros((n, 1, 4), np.int16), action=np.tile(self.action, (n, 1, 1)),
+                      log_prob=np.zeros((n, 1, 4), np.float32), value=np.zeros(n, np.float32))
+
+
+@pytest.mark.sim
+def test_state_observations_with_dense_reward():
+    config = MetaWorldConfig(observation="state", reward="dense", max_episode_steps=50, goal_seed=5)
+    env = VectorEnv(tasks=["reach-v3"], num_envs=2, workers=0, config=config)
+    assert env.spec.cameras == ()
+    assert env.spec.proprio_dim == 39
+    still, moving = (list(rollout(env, _Fixed(action), [[1, 2], [3]], sample=False))
+                     for action in ([0, 0, 0, 0], [1, 1, 0, 0]))
+    env.close()
+    for episode in (*still, *moving):
+        assert len(episode) == 50
+        assert episode.frames == {}
+        assert episode.truncated[-1]
+        assert not episode.terminated.any()
+        assert (episode.reward >= 0).all()
+        assert (episode.reward <= 1).all()
+        np.testing.assert_array_equal(episode.proprio[0], still[0].proprio[0])  # one goal, whatever the seed
+    assert moving[0].proprio[-1, 0] > still[0].proprio[-1, 0] + 0.05  # the hand went
+    goal, hand = moving[0].proprio[:, 36:39], moving[0].proprio[:, :3]
+    nearest = np.linalg.norm(goal - hand, axis=1)[1:].argmin()
+    assert moving[0].reward[nearest] == pytest.approx(moving[0].reward.max(), abs=0.05)  # reach rewards nearness
+
+
+@pytest.mark.sim
+def test_another_goal_seed_is_another_goal():
+    starts = []
+    for goal_seed in (1, 2):
+        env = VectorEnv(tasks=["reach-v3"], num_envs=1, workers=0, config=MetaWorldConfig(
+            observation="state", reward="dense", max_episode_steps=2, goal_seed=goal_seed))
+        (episode,) = rollout(env, _Fixed([0, 0, 0, 0]), [[0]], sample=False)
+        env.close()
+        starts.append(episode.proprio[0])
+    assert np.abs(starts[0] - starts[1]).max() > 0.01
+
+
+@pytest.mark.sim
+def test_dense_episodes_that_once_succeeded_have_succeeded():
+    env = VectorEnv(tasks=["drawer-close-v3"], num_envs=1, workers=0, config=MetaWorldConfig(
+        observation="state", reward="dense", max_episode_steps=100))
+    (episode,) = rollout(env, ScriptedExpert(env, ExpertConfig(burst_probability=0.0)), [[7]], sample=False)
+    env.close()
+    assert episode.success is Success.YES
+    assert len(episode) == 100
+    assert episode.reward[-1] > 0.5

@@ -53,7 +53,7 @@ def test_gradient_is_the_sum_written_out(fabric, sampler):
     loss = torch.zeros(())
     for (j, i, output), a in zip(decisions, advantage, strict=True):
         log_probs = output.logits[0].log_softmax(-1)
-        trust = torch.exp(-batch.uncertainty[j, i] / config.trust_temperature)
+        trust = torch.exp(-batch.uncertainty[j, i] / examples.TRUST.imagined_temperature)
         for k in range(2):
             if not batch.token_mask[j, i, k]:
                 continue
@@ -132,21 +132,28 @@ def test_every_source_pulls_and_uncertain_imagination_pulls_less(fabric, sampler
 
 
 def test_staleness_by_hand():
-    # two tokens of lag 5 with coefficients 1 and .05 (sim), one token of lag 150 with 2 (imagined), one cloned (real)
+    # two tokens of lag 5 with coefficients 1 and .001 (sim), one token of lag 150 with 2 (imagined), one cloned (real)
     sums = staleness_sums(
         log_ratio=torch.tensor([[[0.0, -3.0]], [[0.7, 9.0]], [[0.1, 9.0]]]),
-        coefficient=torch.tensor([[[1.0, 0.05]], [[2.0, 9.0]], [[1.0, 9.0]]]),
-        gradient=torch.tensor([[[0.3, -0.1]], [[0.4, 0.0]], [[0.2, 0.0]]]),
+        coefficient=torch.tensor([[[1.0, 0.001]], [[2.0, 9.0]], [[1.0, 9.0]]]),
+        gradient=torch.tensor([[[0.3, -0.1]], [[0.4, 0.0]], [[0.2, 0.0]]]), advantage=torch.ones(3, 1, 1),
         token_mask=torch.tensor([[True], [True], [True]]), policy_version=torch.tensor([195, 50, -1]),
-        source=["sim", "imagined", "real"], version=200)
+        origin=torch.tensor([0, 2, 1]), version=200)
     metrics = staleness_metrics(sums)
     assert metrics["staleness/lag_0_20/tokens"] == 2
     assert metrics["staleness/lag_0_20/lag"] == 5
     assert metrics["staleness/lag_0_20/abs_log_ratio"] == 1.5
     assert metrics["staleness/lag_0_20/utilisation"] == 0.5
-    # (1 + .05)^2 / (2 (1 + .0025)) = 1.1025 / 2.005
-    assert metrics["staleness/lag_0_20/effective_sample_share"] == pytest.approx(1.1025 / 2.005)
-    assert metrics["staleness/lag_100_300/lag"] == 150
+    # (1 + .001)^2 / (2 (1 + 1e-6))
+    assert metrics["staleness/lag_0_20/effective_sample_share"] == pytest.approx(1.001**2 / (2 * (1 + 1e-6)))
+    assert metrics["staleness/lag_0_20/suppressed"] == 0.5  # .001 < .1 exp(-3) = .005; 1 > .1
+    assert metrics["staleness/lag_100_200/lag"] == 150
+    # half of the tokens lie in the first bin, below 1e-4; 3 lies between two edges a factor 1.26 apart
+    assert metrics["staleness/lag_0_20/abs_log_ratio_p50"] == pytest.approx(0, abs=1e-4)
+    assert metrics["staleness/lag_0_20/abs_log_ratio_p95"] == pytest.approx(3, rel=0.26)
+    # PPO would have used ratios 1 and .05 (A > 0): the second is below .1; GIPO .5 gives exp(-3 - 18) there
+    assert metrics["counterfactual/ppo_0.2/lag_0_20/utilisation"] == 0.5
+    assert metrics["counterfactual/gipo_0.5/lag_0_20/utilisation"] == 0.5
     assert "staleness/not_ours/tokens" in metrics
     assert metrics["staleness/not_ours/lag"] == 0
     assert metrics["gradient_share/sim"] == pytest.approx(0.4)

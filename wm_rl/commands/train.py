@@ -21,6 +21,7 @@ from wm_rl.learner import LearnerConfig
 from wm_rl.loop import Loop, LoopConfig
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLAConfig
+from wm_rl.trust import TrustConfig
 from wm_rl.verdict import judge_run
 from world_model.config import ImaginationConfig, WorldModelConfig
 
@@ -40,6 +41,7 @@ def train(
     objective: Objective,
     replay: ReplayConfig,
     storage: StoreConfig,
+    trust: TrustConfig,
     learner: LearnerConfig,
     world_model: WorldModelConfig,
     imagination: ImaginationConfig,
@@ -58,7 +60,7 @@ def train(
     try:
         closed = Loop(
             folder=run, seed=seed, config=loop, env=env, stand_in=stand_in, expert=expert, logs=logs, policy=policy,
-            objective=objective, replay=replay, storage=storage, learner=learner, cloning=cloning,
+            objective=objective, replay=replay, storage=storage, trust=trust, learner=learner, cloning=cloning,
             world_model=world_model, imagination=imagination, fabric=fabric, journal=journal)
         closed.run()
         if fabric.is_global_zero:
