@@ -69,9 +69,9 @@ class Targets:
     """Divided by its deviation over the global batch."""
     value: Float[Tensor, " n"]
     weight: Float[Tensor, "n k a"]
-    """Mask × trust in imagined data ÷ number of valid tokens in the global batch × number of ranks."""
+    """Mask × trust ÷ number of valid tokens in the global batch × number of ranks."""
     decision_weight: Float[Tensor, " n"]
-    """The same normaliser, per decision."""
+    """Freshness and the same normaliser, per decision."""
 
 
 class Learner:
@@ -104,12 +104,11 @@ class Learner:
         inputs = self._gather(batch)
         output = self.module(*inputs)
         count = int(mask.sum())
-        targets = self._targets(batch, output.value[: count + len(mask)].detach().float(), count)
-
         log_probs = output.logits[:count].float().log_softmax(dim=-1)
         log_prob = log_probs.gather(-1, batch.token[mask][..., None].long())[..., 0]
         token_mask = batch.token_mask[mask]
         log_ratio = torch.where(token_mask[:, :, None], log_prob.detach() - batch.log_prob[mask], 0.0)
+        targets = self._targets(batch, output.value[: count + len(mask)].detach().float(), count)
         if config.ratio == "joint":
             log_ratio = log_ratio.sum(dim=(1, 2), keepdim=True).expand_as(log_ratio)
         names = list(Source)
@@ -216,11 +215,12 @@ class Learner:
         if self.config.centre_advantages:
             advantage = advantage - mean
         scaled = rearrange((advantage / deviation).float(), "n -> n 1 1")
-        trust = self.trust.weight(batch.uncertainty[mask])
+        lag = torch.where(batch.policy_version < 0, 0, self.policy.version - batch.policy_version).clamp(min=0)[mask]
+        trust = self.trust.weight(batch.uncertainty[mask], lag)
         world = self.fabric.world_size  # ranks' gradients are averaged, so each is scaled up by their number
         weight = (token_mask * trust[:, None])[:, :, None].expand(-1, -1, dims) * (world / tokens)
         return Targets(advantage=scaled, value=target[mask], weight=weight.float(),
-                       decision_weight=torch.full_like(advantage, world / float(decisions)).float())
+                       decision_weight=(self.trust.freshness(lag) * (world / decisions)).float())
 
     def _divergence_from_reference(
         self, inputs: tuple[dict[str, Tensor], Tensor, Tensor], log_probs: Float[Tensor, "n k a v"],

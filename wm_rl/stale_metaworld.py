@@ -45,6 +45,8 @@ class Experiment:
     learner: LearnerConfig
     last: int
     """Iterations at the end whose episodes are the result."""
+    one_goal: bool = True
+    """One goal per task and seed; false: every episode draws its own."""
 
     def __post_init__(self) -> None:
         """Refuse counts that make no run."""
@@ -81,7 +83,7 @@ class Contestant:
 def train_stale(
     experiment: Experiment, regime: Regime, contestant: Contestant, *, task: str, seed: int, scratch: Path
 ) -> dict[str, Any]:
-    """Train from scratch on one goal; numbers and curves.
+    """Train from scratch; numbers and curves.
 
     ``return`` is the mean reward per control step, of at most 1. ``scratch`` takes the store while it runs.
     """
@@ -94,8 +96,8 @@ def _train(
 ) -> dict[str, Any]:
     rows = experiment.episodes_per_iteration
     env = VectorEnv(tasks=[task], num_envs=rows, workers=0, config=MetaWorldConfig(
-        observation="state", reward="dense", goal_seed=seed, action_repeat=experiment.action_repeat,
-        max_episode_steps=experiment.max_episode_steps))
+        observation="state", reward="dense", goal_seed=seed if experiment.one_goal else None,
+        action_repeat=experiment.action_repeat, max_episode_steps=experiment.max_episode_steps))
     store = ReplayStore.create(path, spec=env.spec, statistics=env.statistics, embodiment=env.embodiment)
     torch.manual_seed(seed)
     policy, reference = (StatePolicy(experiment.policy, spec=env.spec, statistics=env.statistics, seed=seed)

@@ -49,7 +49,8 @@ def judge_run(loop: Loop, config: EvaluationConfig) -> None:
     saved = loop.folder / ".hydra" / "config.yaml"
     write_report(loop.folder / "report.html", ReportData(
         title=f"wm-rl training run, seed {loop.seed}", verdict=judgement.verdict(), passed=judgement.better,
-        success=judgement.rows(), sources=sources, staleness=_staleness(history), curves=_curves(loop.journal.read()),
+        success=judgement.rows(), sources=sources, staleness=_staleness(history),
+        curves=[*_curves(loop.journal.read()), *_usage(history)],
         strips=strips, videos=videos, stage_seconds=seconds, notes=_notes(loop, quality),
         config=OmegaConf.to_yaml(OmegaConf.load(saved)) if saved.is_file() else ""))
     loop.journal.say(f"\n[bold]{judgement.verdict()}[/bold]")
@@ -113,6 +114,29 @@ def _staleness(history: list[dict[str, Any]]) -> list[StalenessRow]:
                          share=tokens[bucket] / total, mean_abs_log_ratio=mean(bucket, "abs_log_ratio"),
                          effective_sample_size=mean(bucket, "effective_sample_share"),
                          weight_above=mean(bucket, "utilisation")) for bucket in BUCKETS if tokens[bucket]]
+
+
+def _usage(history: list[dict[str, Any]]) -> list[Curve]:
+    """Utilisation against lag, over the run: the objective's own, and what others would have used of the same data."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for bucket in BUCKETS[:-1]:
+        rows = [row for row in history if row.get(f"staleness/{bucket}/tokens")]
+        tokens = sum(row[f"staleness/{bucket}/tokens"] for row in rows)
+        if not tokens:
+            continue
+
+        def mean(name: str, rows: list[dict[str, Any]] = rows, bucket: str = bucket, tokens: float = tokens) -> float:
+            return sum(row[name] * row[f"staleness/{bucket}/tokens"] for row in rows) / tokens
+
+        lag = mean(f"staleness/{bucket}/lag")
+        names = {"own": f"staleness/{bucket}/utilisation"} | {
+            name: f"counterfactual/{name}/{bucket}/utilisation" for name in ("ppo_0.2", "sapo", "truncated_is")}
+        for label, name in names.items():
+            lines.setdefault(label, []).append((lag, mean(name)))
+    if not lines:
+        return []
+    return [Curve(title="utilisation against lag", x_label="lag, in updates", lines={
+        label: ([x for x, _ in points], [y for _, y in points]) for label, points in lines.items()})]
 
 
 def _curves(rows: list[dict[str, Any]]) -> list[Curve]:

@@ -83,10 +83,12 @@ def benchmark_metaworld(
     boards = [_board(name, each, found, tasks, seeds, experiment) for name, each in rounds.items()]
     for board in boards:
         journal.console.print(_table(board))
-    notes = [f"tasks {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; one goal per task and seed, state "
-             "observations, actions sampled; a score is the mean over the last "
-             f"{experiment.last * experiment.episodes_per_iteration} training episodes",
-             "intervals: 95 %, stratified bootstrap over seeds; 'paired' is the interquartile mean of differences"]
+    goals = "one goal per task and seed" if experiment.one_goal else "another goal per episode"
+    last = experiment.last * experiment.episodes_per_iteration
+    notes = [f"tasks {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; state observations, {goals}, actions "
+             f"sampled; a score is the mean over the last {last} training episodes",
+             "intervals: 95 %, stratified bootstrap over seeds; 'against' is the interquartile mean of the paired "
+             "differences"]
     write_leaderboard(run / "report.html", "objectives on stale replay", boards, notes)
     (run / "results.json").write_text(json.dumps([_numbers(board) for board in boards], indent=2))
     for note in notes:
