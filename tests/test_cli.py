@@ -64,7 +64,9 @@ def test_every_command_composes_and_binds(command):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_binds(group, choice):
-    check_binding(compose({"logs": "ingest", "suite": "benchmark"}.get(group, "train"), f"{group}={choice}"))
+    command = {"logs": "ingest", "suite": "benchmark", "regime": "benchmark"}.get(group, "train")
+    needed = ["suite=metaworld"] if group == "regime" else []
+    check_binding(compose(command, *needed, f"{group}={choice}"))
 
 
 def test_help_names_the_commands_and_settings():
