@@ -15,8 +15,9 @@ LAPLACIAN, CAUCHY = Gipo(beta=0.5, kernel="laplacian"), Gipo(beta=0.5, kernel="c
 PPO = PpoClip(epsilon=0.2)
 SAPO = Sapo(tau_positive=1.0, tau_negative=1.05)
 NO_CLIP = NoClip()
+ONE_SIDED = Gipo(beta=0.5, one_sided=True, cap=2.0)
 TRUNCATED = TruncatedIs(cap=1.0)
-ALL = [GIPO, LAPLACIAN, CAUCHY, PPO, SAPO, NO_CLIP, TRUNCATED, SecondMoment(limit=0.04)]
+ALL = [GIPO, ONE_SIDED, LAPLACIAN, CAUCHY, PPO, SAPO, NO_CLIP, TRUNCATED, SecondMoment(limit=0.04)]
 
 
 def coefficient(objective, log_ratio, advantage, width=1.0, dtype=torch.float32):
@@ -59,6 +60,16 @@ def test_the_others_by_hand():
     assert coefficient(PPO, [math.log(1.15)], [1.0], 0.5).tolist() == [0]
 
 
+def test_one_sided_by_hand():
+    # damped as GIPO is: A > 0 and r = 2 (.76509), A < 0 and r = 1/2 (.19127); let back: min(r, 2)
+    x = [math.log(2), -math.log(2), -math.log(2), math.log(1.5), math.log(8)]
+    got = coefficient(ONE_SIDED, x, [1.0, -1.0, 1.0, -1.0, -1.0])
+    assert got.tolist() == pytest.approx([0.76509, 0.19127, 0.5, 1.5, 2.0], abs=1e-5)
+    assert ONE_SIDED.bound() == 2
+    assert Gipo(beta=3.0, one_sided=True, cap=2.0).bound() == pytest.approx(math.exp(4.5))
+    assert Gipo(beta=1000.0).bound() == math.inf
+
+
 def test_second_moment_by_hand():
     # candidates (driven outwards): .1, .2, .3, -.5 (A < 0); squares .01, .04, .09, .25, their running means .01,
     # .025, .0467, .0975: with a limit of .04 the first two stay. -.4 with A > 0 comes back by itself and stays.
@@ -73,6 +84,8 @@ SURROGATES = {  # written from the papers, with autograd through everything that
     "ppo": (PPO, lambda x, a: torch.minimum(x.exp() * a, x.exp().clamp(0.8, 1.2) * a)),
     "sapo": (SAPO, lambda x, a: 4 / torch.where(a >= 0, 1.0, 1.05)
              * torch.sigmoid(torch.where(a >= 0, 1.0, 1.05) * (x.exp() - 1)) * a),
+    "one_sided": (ONE_SIDED, lambda x, a: torch.where(
+        a * x > 0, torch.exp(-0.5 * (x.detach() / 0.5) ** 2) * x.exp(), x.exp().clamp(max=2).detach() * x) * a),
     "no_clip": (NO_CLIP, lambda x, a: x.exp() * a),
     "laplacian": (LAPLACIAN, lambda x, a: torch.exp(-x.detach().abs() / 0.5) * x.exp() * a),
     "cauchy": (CAUCHY, lambda x, a: x.exp() * a / (1 + (x.detach() / 0.5) ** 2)),

@@ -49,6 +49,8 @@ class Gipo:
             width = getattr(self, name)
             if width is not None and not width > 0:
                 raise UserError(f"objective.{name} must be positive, got {width}; try objective.{name}=0.5")
+        if not self.cap >= 1:
+            raise UserError(f"objective.cap must be at least 1, got {self.cap}")
         if self.kernel not in KERNELS:
             raise UserError(f"objective.kernel: expected {', '.join(KERNELS)}, got {self.kernel!r}")
 
@@ -70,11 +72,14 @@ class Gipo:
         return like(torch.exp(exponent), log_ratio)
 
     def bound(self) -> float:
-        """``exp(β²/2)`` for the Gaussian, of the larger β."""
+        """``exp(β²/2)`` for the Gaussian, of the larger β; of a one-sided one the cap, where that is larger."""
         beta = max(self._beta(True), self._beta(False))
-        if self.kernel == "gaussian":
-            return math.exp(beta**2 / 2)
-        return 1.0 if self.kernel == "laplacian" and beta <= 1 else math.inf
+        outwards = math.inf
+        if self.kernel == "gaussian" and beta**2 / 2 < 700:
+            outwards = math.exp(beta**2 / 2)
+        elif self.kernel == "laplacian" and beta <= 1:
+            outwards = 1.0
+        return max(outwards, self.cap) if self.one_sided else outwards
 
     def _beta(self, positive: bool) -> float:
         own = self.beta_positive if positive else self.beta_negative
