@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["collect.md", "ingest.md", "pretrain.md", "world-model.md", "train.md", "evaluate.md",
-         "replay-store.md", "benchmarks.md"]
+         "objective.md", "replay-store.md", "benchmarks.md"]
 ENV = ["env.tasks=[drawer-close-v3,door-close-v3]", "env.num_envs=4", "env.workers=1",
        "env.config.max_episode_steps=14"]
 LOOP = ["loop.iterations=1", "loop.updates_per_iteration=1", "cloning.steps=3", "world_model.steps=2",
@@ -24,7 +24,12 @@ SMALL = {
     "benchmark": ["train_experiment=smoke", "seeds=[3]",
                   f"controls=[{{_target_: wm_rl.commands.benchmark.Control, name: tiny, overrides: {LOOP}}}]"],
 }
-SUITES = {
+STALE = ["tasks=[reach-v3]", "seeds=[0]", "experiment.max_episode_steps=12", "experiment.last=1"]
+SUITES = {  # the first that a command has
+    **{f"regime={regime}": [*STALE, *(f"rounds.{name}.regime.{what}=2" for name in rounds
+                                      for what in ("iterations", "updates_per_iteration"))]
+       for regime, rounds in {"quick": ["stale", "fresh"], "very_stale": ["very_stale"], "paper": ["paper"]}.items()},
+    "suite=gridworld": ["random_pairs=2"],
     "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
     "suite=crash": ["trials=2", "faults=false"], "suite=endurance": ["hours=0.05"],
 }
@@ -51,7 +56,7 @@ def test_the_commands_of_the_docs_run(tmp_path):
         program, script, command, *words = shlex.split(line)
         assert (program, script) == ("python", "main.py"), line
         small = [] if "--help" in words or any(word.startswith("resume=") for word in words) else next(
-            (SUITES[word] for word in words if word in SUITES), SMALL[command])
+            (smaller for word, smaller in SUITES.items() if word in words), SMALL[command])
         kept = [word for word in words if word.split("=")[0] not in {s.split("=")[0] for s in small} - {"experiment"}]
         arguments = (command, *kept, *small)
         if arguments in ran:
