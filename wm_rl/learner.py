@@ -71,7 +71,7 @@ class Targets:
     weight: Float[Tensor, "n k a"]
     """Mask × trust ÷ number of valid tokens in the global batch × number of ranks."""
     decision_weight: Float[Tensor, " n"]
-    """Freshness and the same normaliser, per decision."""
+    """The same normaliser, per decision."""
 
 
 class Learner:
@@ -215,12 +215,11 @@ class Learner:
         if self.config.centre_advantages:
             advantage = advantage - mean
         scaled = rearrange((advantage / deviation).float(), "n -> n 1 1")
-        lag = torch.where(batch.policy_version < 0, 0, self.policy.version - batch.policy_version).clamp(min=0)[mask]
-        trust = self.trust.weight(batch.uncertainty[mask], lag)
+        trust = self.trust.weight(batch.uncertainty[mask])
         world = self.fabric.world_size  # ranks' gradients are averaged, so each is scaled up by their number
         weight = (token_mask * trust[:, None])[:, :, None].expand(-1, -1, dims) * (world / tokens)
         return Targets(advantage=scaled, value=target[mask], weight=weight.float(),
-                       decision_weight=(self.trust.freshness(lag) * (world / decisions)).float())
+                       decision_weight=torch.full_like(advantage, world / float(decisions)).float())
 
     def _divergence_from_reference(
         self, inputs: tuple[dict[str, Tensor], Tensor, Tensor], log_probs: Float[Tensor, "n k a v"],

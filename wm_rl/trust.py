@@ -38,9 +38,6 @@ class TrustConfig:
     effective_share: float | None = None
     """Hold the effective sample size of each source and lag bucket at this share of its tokens, by adapting the
     width; null: the width stays."""
-    half_life: float | None = None
-    """A decision that is this many updates old weighs half as much, in the policy's and in the critic's loss; null: age
-    does not matter."""
     scale_learning_rate: bool = False
     """Multiply the policy's learning rate by the batch's effective sample share (after VCPO, arXiv 2602.17616)."""
 
@@ -70,15 +67,9 @@ class Trust:
         """Factor on the objective's width of each decision."""
         return self.log_width.exp().to(group.device)[group][:, None, None]
 
-    def weight(self, uncertainty: Float[Tensor, " n"], lag: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Weight of each decision in the policy's gradient; ``lag`` is 0 for what no policy of ours acted."""
-        return torch.exp(-uncertainty / self.config.imagined_temperature) * self.freshness(lag)
-
-    def freshness(self, lag: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Weight of each decision by its lag alone, for the critic as well."""
-        if self.config.half_life is None:
-            return torch.ones(len(lag), device=lag.device)
-        return torch.exp2(-lag.float() / self.config.half_life)
+    def weight(self, uncertainty: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Weight of each decision."""
+        return torch.exp(-uncertainty / self.config.imagined_temperature)
 
     def observe(
         self, objective: Objective, *, log_ratio: Float[Tensor, "n k a"], advantage: Float[Tensor, "n 1 1"],

@@ -93,22 +93,6 @@ def test_the_learning_rate_follows_the_effective_share(tmp_path):
     assert rates[2] == examples.LEARNER.value_learning_rate
 
 
-def test_old_decisions_weigh_less_in_both_losses(tmp_path):
-    trust = Trust(TrustConfig(half_life=100))
-    assert trust.freshness(torch.tensor([0, 100, 200])).tolist() == pytest.approx([1, 0.5, 0.25])
-    assert trust.weight(torch.tensor([2.0]), torch.tensor([100])).item() == pytest.approx(0.5 * math.exp(-1))
-    fabric = Fabric(accelerator="cpu", devices=1)
-    sampler = DecisionSampler(examples.store(tmp_path / "replay.zarr"), examples.REPLAY, chunk=2, seed=3)
-    batch = sampler.sample(0)
-    alike = dataclasses.replace(batch, policy_version=torch.full_like(batch.policy_version, -1))  # not ours: no age
-    plain = examples.learner(fabric)
-    aged = examples.learner(fabric, trust=dataclasses.replace(examples.TRUST, half_life=1.0))
-    for learner in (plain, aged):
-        learner.policy.version = 5
-    assert aged.update(alike)["value_loss"] == plain.update(alike)["value_loss"]
-    assert aged.update(batch)["value_loss"] < plain.update(batch)["value_loss"]
-
-
 def test_joint_ratio_is_the_sum_over_real_tokens(tmp_path):
     fabric = Fabric(accelerator="cpu", devices=1)
     sampler = DecisionSampler(examples.store(tmp_path / "replay.zarr"), examples.REPLAY, chunk=2, seed=3)
