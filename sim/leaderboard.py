@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ def iqm(scores: Float[np.ndarray, "seeds tasks"], *, seed: int = 0) -> Interval:
     """Interquartile mean of all scores (arXiv 2108.13264), with a 95 % bootstrap interval that keeps every task."""
     from rliable import library, metrics  # late: importing it takes seconds
 
+    logging.getLogger("absl").setLevel(logging.WARNING)  # rliable tells of every estimate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # rliable still seeds its bootstrap in the old way
         estimates, intervals = library.get_interval_estimates(

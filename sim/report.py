@@ -153,7 +153,7 @@ def _source_figure(rows: Sequence[SourceRow]) -> str:
         share = row.gradient_share
         axes.barh(0, share, left=left, color=SOURCE_COLOURS.get(row.source.split()[0], "#777777"))
         if share > 0.06:
-            axes.text(left + share / 2, 0, f"{row.source}\n{100 * share:.0f} %", ha="center", va="center",
+            axes.text(left + share / 2, 0, f"{row.source.split()[0]}\n{100 * share:.0f} %", ha="center", va="center",
                       color="white", fontsize=9)
         left += share
     axes.set_xlim(0, max(left, 1e-9))

@@ -12,7 +12,7 @@ from data.types import Behaviour, Source, Spec, Statistics, Success, Trajectory
 from wm_rl.learner import Learner, LearnerConfig
 from wm_rl.objectives import Gipo
 from wm_rl.policy import TinyVLA, TinyVLAConfig
-from wm_rl.trust import TrustConfig
+from wm_rl.trust import Trust
 
 SPEC = Spec(cameras=("front",), image_size=16, proprio_names=("x", "y"), action_names=("dx", "dy", "grip"),
             control_hz=10.0)
@@ -22,7 +22,7 @@ POLICY = TinyVLAConfig(chunk=2, bins=5, width=16, layers=1, channels=(8, 8), voc
 LEARNER = LearnerConfig(
     learning_rate=1e-3, encoder_learning_rate=1e-3, value_learning_rate=1e-3, trace=0.95, entropy_coefficient=0.01,
     kl_coefficient=0.01, centre_advantages=False, value_warmup=0, max_gradient_norm=1.0)
-TRUST = TrustConfig(imagined_temperature=1.0)
+TRUST = Trust(imagined_temperature=1.0)
 REPLAY = ReplayConfig(windows=8, decisions=4, discount=0.9, mix={"sim": 0.5, "real": 0.25, "imagined": 0.25},
                       capacity={"sim": None, "real": None, "imagined": None})
 
@@ -59,6 +59,6 @@ def policy(seed: int = 0) -> TinyVLA:
     return TinyVLA(POLICY, spec=SPEC, statistics=STATISTICS, seed=seed)
 
 
-def learner(fabric: Fabric, config: LearnerConfig = LEARNER, trust: TrustConfig = TRUST) -> Learner:
+def learner(fabric: Fabric, config: LearnerConfig = LEARNER, trust: Trust = TRUST) -> Learner:
     torch.use_deterministic_algorithms(True)
     return Learner(config, fabric=fabric, policy=policy(0), reference=policy(1), objective=Gipo(beta=0.5), trust=trust)

@@ -21,8 +21,8 @@ from wm_rl.guarantees import guarantee_metrics, penalty_sums
 from wm_rl.objectives import Objective, surrogate_loss
 from wm_rl.policy import TokenPolicy
 from wm_rl.returns import gae
-from wm_rl.staleness import effective_share, lag_bucket, staleness_metrics, staleness_sums
-from wm_rl.trust import Trust, TrustConfig, groups
+from wm_rl.staleness import staleness_metrics, staleness_sums
+from wm_rl.trust import Trust
 
 ROWS = 128
 """Forward passes are padded to a multiple of this. Batches differ in their number of decisions, and CPU kernels are
@@ -79,10 +79,10 @@ class Learner:
 
     def __init__(
         self, config: LearnerConfig, *, fabric: Fabric, policy: TokenPolicy, reference: TokenPolicy,
-        objective: Objective, trust: TrustConfig,
+        objective: Objective, trust: Trust,
     ) -> None:
         """``policy`` is trained in place; ``reference`` is only evaluated."""
-        self.config, self.fabric, self.objective, self.trust = config, fabric, objective, Trust(trust)
+        self.config, self.fabric, self.objective, self.trust = config, fabric, objective, trust
         self.policy = policy
         self.reference = fabric.to_device(reference).requires_grad_(False)
         encoder, value = list(policy.encoder_parameters()), list(policy.value_parameters())
@@ -92,7 +92,6 @@ class Learner:
             [{"params": rest, "lr": config.learning_rate},
              {"params": encoder, "lr": config.encoder_learning_rate},
              {"params": value, "lr": config.value_learning_rate}], eps=1e-5)
-        self._policy_rates = (config.learning_rate, config.encoder_learning_rate)
         self.module, self.optimizer = fabric.setup(policy, optimizer)
 
     def update(self, batch: DecisionBatch) -> dict[str, float]:
@@ -114,8 +113,7 @@ class Learner:
         names = list(Source)
         origin = torch.tensor([names.index(Source(name)) for name in batch.source], device=mask.device)
         origin = origin.repeat_interleave(mask.sum(dim=1))
-        group = groups(origin, lag_bucket(batch.policy_version[mask], self.policy.version))
-        coefficient = self.objective.coefficient(log_ratio, targets.advantage, self.trust.width(group))
+        coefficient = self.objective.coefficient(log_ratio, targets.advantage, self.trust.width(origin))
 
         policy_loss = surrogate_loss(log_prob, coefficient, targets.advantage, targets.weight)
         entropy = -(targets.weight * (log_probs.exp() * log_probs).sum(dim=-1)).sum()
@@ -139,22 +137,17 @@ class Learner:
         both = self._sum_over_ranks(torch.cat([own, penalties.sums, sums.flatten()]))
         means, penalty, sums = both[:5].tolist(), both[5:10], both[10:].view_as(sums)
         largest = float(self._reduce(penalties.largest, "max"))
-        self.trust.observe(self.objective, log_ratio=log_ratio, advantage=targets.advantage, token_mask=token_mask,
-                           group=group, total=self._sum_over_ranks)
 
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
             self.module, self.optimizer, max_norm=config.max_gradient_norm, error_if_nonfinite=True)
-        scale = effective_share(sums) if self.trust.config.scale_learning_rate else 1.0
-        for parameters, rate in zip(self.optimizer.param_groups, self._policy_rates, strict=False):
-            parameters["lr"] = rate * scale
         self.optimizer.step()
 
         self.policy.version += 1
         metrics = {"entropy": means[0], "value_loss": means[2],
                    "gradient_norm": float(norm) if norm is not None else 0.0,
-                   **staleness_metrics(sums), **self.trust.metrics(),
+                   **staleness_metrics(sums),
                    **guarantee_metrics(penalty, largest, bound=self.objective.bound(), discount=means[3],
                                        windows=round(means[4]))}
         if config.kl_coefficient > 0:  # without the pull it is not computed
@@ -162,17 +155,15 @@ class Learner:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: policy, reference, optimiser, trust, version."""
+        """Tensors and plain values: policy, reference, optimiser, version."""
         return {"policy": self.policy.state_dict(), "reference": self.reference.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "trust": self.trust.log_width,
-                "version": self.policy.version}
+                "optimizer": self.optimizer.state_dict(), "version": self.policy.version}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         self.policy.load_state_dict(state["policy"])
         self.reference.load_state_dict(state["reference"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.trust.log_width = state["trust"]
         self.policy.version = state["version"]
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ from wm_rl.learner import Learner, LearnerConfig
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLA, TinyVLAConfig, check_compatible
 from wm_rl.seeding import training_episode
-from wm_rl.trust import TrustConfig
+from wm_rl.trust import Trust
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
@@ -97,7 +97,7 @@ class Loop:
         objective: Objective,
         replay: ReplayConfig,
         storage: StoreConfig,
-        trust: TrustConfig,
+        trust: Trust,
         learner: LearnerConfig,
         cloning: CloningConfig,
         world_model: WorldModelConfig,

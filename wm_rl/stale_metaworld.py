@@ -27,7 +27,7 @@ from wm_rl.objectives import Objective
 from wm_rl.seeding import training_episode
 from wm_rl.staleness import BUCKETS, PANEL
 from wm_rl.state_policy import StatePolicy, StatePolicyConfig
-from wm_rl.trust import TrustConfig
+from wm_rl.trust import Trust
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Contestant:
     """An objective, and how far it trusts."""
 
     objective: Objective
-    trust: TrustConfig = field(default_factory=TrustConfig)
+    trust: Trust = field(default_factory=Trust)
 
 
 def train_stale(

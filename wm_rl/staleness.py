@@ -122,13 +122,6 @@ def staleness_metrics(sums: Float[Tensor, "g s"]) -> dict[str, float]:
     return metrics
 
 
-def effective_share(sums: Float[Tensor, "g s"]) -> float:
-    """``(Σ c)² / (N Σ c²)`` of all tokens."""
-    c, squares, tokens = (float(sums[len(BUCKETS):, SUMS.index(name)].sum())
-                          for name in ("coefficient", "coefficient_squared", "tokens"))
-    return _share({"coefficient": c, "coefficient_squared": squares}, tokens)
-
-
 def _share(row: Mapping[str, float], tokens: float) -> float:
     squares = row["coefficient_squared"]
     return row["coefficient"] ** 2 / (tokens * squares) if squares else 0.0

@@ -1,4 +1,4 @@
-"""Widths by source, their adaptation, and the guarantees."""
+"""Widths and weights by source, joint ratios, and the guarantees."""
 
 import dataclasses
 import math
@@ -10,87 +10,29 @@ from hypothesis import strategies as st
 from lightning.fabric import Fabric
 
 from data.sampler import DecisionSampler
-from data.types import Source, UserError
+from data.types import UserError
 from tests import examples
 from wm_rl.guarantees import guarantee_metrics, hoeffding_half_width, penalty_sums
 from wm_rl.objectives import Gipo
-from wm_rl.staleness import BUCKETS
-from wm_rl.trust import GROUPS, Trust, TrustConfig, groups
+from wm_rl.trust import Trust
 
 GIPO = Gipo(beta=1.0)
 
 
-def observe(trust, log_ratio, group=None):
-    n = len(log_ratio)
-    trust.observe(GIPO, log_ratio=log_ratio.reshape(n, 1, 1), advantage=torch.ones(n, 1, 1),
-                  token_mask=torch.ones(n, 1, dtype=torch.bool),
-                  group=torch.zeros(n, dtype=torch.int64) if group is None else group, total=lambda x: x)
+def test_width_is_the_factor_of_the_source():
+    trust = Trust(width_source={"imagined": 0.5})
+    assert trust.width(torch.tensor([0, 2, 1, 2])).flatten().tolist() == pytest.approx([1, 0.5, 1, 0.5])
+    assert trust.weight(torch.tensor([0.0, 2.0])).tolist() == pytest.approx([1, math.exp(-1)])
 
 
-def share(log_ratio, width):
-    c = GIPO.coefficient(log_ratio.reshape(-1, 1, 1), torch.ones(len(log_ratio), 1, 1),
-                         torch.full((len(log_ratio), 1, 1), width)).double()
-    return float(c.sum() ** 2 / (len(log_ratio) * c.square().sum()))
-
-
-def test_width_is_the_factor_of_the_source_in_every_bucket():
-    trust = Trust(TrustConfig(width_source={"imagined": 0.5}))
-    origin = torch.tensor([0, 2, 2])
-    group = groups(origin, torch.tensor([0, 0, len(BUCKETS) - 1]))
-    assert trust.width(group).flatten().tolist() == pytest.approx([1, 0.5, 0.5])
-    assert len(trust.log_width) == GROUPS == len(Source) * len(BUCKETS)
-
-
-def test_adaptation_settles_at_the_widest_that_keeps_the_share():
-    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 1.2
-    trust = Trust(TrustConfig(effective_share=0.5))
-    for _ in range(300):
-        observe(trust, x)
-    width = float(trust.log_width[0].exp())
-    assert share(x, width) >= 0.5 - 0.02
-    assert share(x, width * 2 ** 0.25) < 0.5  # the next wider candidate does not
-    assert trust.log_width[1:].abs().max() == 0  # groups without data stay
-
-
-def test_adaptation_moves_groups_apart():
-    fresh, stale = torch.randn(500) * 0.05, torch.randn(500) * 3
-    trust = Trust(TrustConfig(effective_share=0.6))
-    group = torch.tensor([0] * 500 + [3] * 500)
-    for _ in range(200):
-        observe(trust, torch.cat([fresh, stale]), group)
-    assert trust.log_width[0] > 1.5  # everything may count
-    assert trust.log_width[3] < trust.log_width[0]
-
-
-def test_trust_survives_a_resume(tmp_path):
+def test_a_narrower_source_is_used_less(tmp_path):
     fabric = Fabric(accelerator="cpu", devices=1)
     sampler = DecisionSampler(examples.store(tmp_path / "replay.zarr"), examples.REPLAY, chunk=2, seed=3)
-    trust = dataclasses.replace(examples.TRUST, effective_share=0.9, scale_learning_rate=True)
-    whole, first, second = (examples.learner(fabric, trust=trust) for _ in range(3))
-    for step in range(4):
-        metrics = whole.update(sampler.sample(step))
-    for step in range(2):
-        first.update(sampler.sample(step))
-    second.load_state_dict(first.state_dict())
-    for step in range(2, 4):
-        second.update(sampler.sample(step))
-    assert torch.equal(second.trust.log_width, whole.trust.log_width)
-    assert not torch.equal(whole.trust.log_width, torch.zeros(GROUPS))
-    for name, value in whole.policy.state_dict().items():
-        assert torch.equal(second.policy.state_dict()[name], value), name
-    assert any(name.startswith("trust/sim/") for name in metrics)
-
-
-def test_the_learning_rate_follows_the_effective_share(tmp_path):
-    fabric = Fabric(accelerator="cpu", devices=1)
-    sampler = DecisionSampler(examples.store(tmp_path / "replay.zarr"), examples.REPLAY, chunk=2, seed=3)
-    learner = examples.learner(fabric, trust=dataclasses.replace(examples.TRUST, scale_learning_rate=True))
-    metrics = learner.update(sampler.sample(0))
-    shares = [metrics[f"staleness/{source}/effective_sample_share"] for source in Source]
-    rates = [group["lr"] for group in learner.optimizer.param_groups]
-    assert rates[0] == rates[1] < examples.LEARNER.learning_rate
-    assert min(shares) - 0.1 < rates[0] / examples.LEARNER.learning_rate < max(shares) + 0.1
-    assert rates[2] == examples.LEARNER.value_learning_rate
+    narrow = dataclasses.replace(examples.TRUST, width_source={"imagined": 0.2})
+    plain = examples.learner(fabric).update(sampler.sample(0))
+    less = examples.learner(fabric, trust=narrow).update(sampler.sample(0))
+    assert less["gradient_share/imagined"] < 0.8 * plain["gradient_share/imagined"]
+    assert less["staleness/sim/utilisation"] == plain["staleness/sim/utilisation"]
 
 
 def test_joint_ratio_is_the_sum_over_real_tokens(tmp_path):
@@ -140,6 +82,6 @@ def test_the_bias_penalty_bounds_the_bias(log_ratios):
 
 def test_bad_trust_is_refused():
     with pytest.raises(UserError, match=r"trust\.width_source names 'dreams'; sources are sim, real, imagined"):
-        TrustConfig(width_source={"dreams": 1.0})
-    with pytest.raises(UserError, match=r"trust\.effective_share must lie in \(0, 1\] or be null, got 2"):
-        TrustConfig(effective_share=2)
+        Trust(width_source={"dreams": 1.0})
+    with pytest.raises(UserError, match=r"trust\.imagined_temperature must be positive, got 0"):
+        Trust(imagined_temperature=0)

@@ -21,7 +21,7 @@ from wm_rl.learner import LearnerConfig
 from wm_rl.loop import Loop, LoopConfig
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLAConfig
-from wm_rl.trust import TrustConfig
+from wm_rl.trust import Trust
 from wm_rl.verdict import judge_run
 from world_model.config import ImaginationConfig, WorldModelConfig
 
@@ -41,7 +41,7 @@ def train(
     objective: Objective,
     replay: ReplayConfig,
     storage: StoreConfig,
-    trust: TrustConfig,
+    trust: Trust,
     learner: LearnerConfig,
     world_model: WorldModelConfig,
     imagination: ImaginationConfig,
