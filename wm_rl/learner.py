@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.fabric import Fabric
 from torch import Tensor
 
@@ -123,20 +123,7 @@ class Learner:
         acts = 0.0 if self.policy.version < config.value_warmup else 1.0
         loss = acts * (policy_loss - config.entropy_coefficient * entropy + config.kl_coefficient * kl) + value_loss
 
-        world = self.fabric.world_size
-        penalties = penalty_sums(log_ratio=log_ratio, coefficient=coefficient, advantage=targets.advantage,
-                                 token_mask=token_mask)
-        sums = staleness_sums(
-            log_ratio=log_ratio, coefficient=coefficient, advantage=targets.advantage,
-            gradient=targets.weight * coefficient * targets.advantage, token_mask=token_mask,
-            policy_version=batch.policy_version[mask], origin=origin, version=self.policy.version)
-        # `weight` already carries the number of ranks, so each of these is this rank's part of a global mean.
-        discount = (targets.decision_weight * batch.discount[mask]).sum()
-        windows = torch.tensor(float(len(mask)) * world, device=mask.device)
-        own = torch.stack([entropy, kl, value_loss, discount, windows]).detach().double() / world
-        both = self._sum_over_ranks(torch.cat([own, penalties.sums, sums.flatten()]))
-        means, penalty, sums = both[:5].tolist(), both[5:10], both[10:].view_as(sums)
-        largest = float(self._reduce(penalties.largest, "max"))
+        metrics = self._diagnose(batch, targets, log_ratio, coefficient, origin, torch.stack([entropy, kl, value_loss]))
 
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
@@ -145,14 +132,7 @@ class Learner:
         self.optimizer.step()
 
         self.policy.version += 1
-        metrics = {"entropy": means[0], "value_loss": means[2],
-                   "gradient_norm": float(norm) if norm is not None else 0.0,
-                   **staleness_metrics(sums),
-                   **guarantee_metrics(penalty, largest, bound=self.objective.bound(), discount=means[3],
-                                       windows=round(means[4]))}
-        if config.kl_coefficient > 0:  # without the pull it is not computed
-            metrics["kl_to_warm_start"] = means[1]
-        return metrics
+        return {**metrics, "gradient_norm": float(norm) if norm is not None else 0.0}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: policy, reference, optimiser, version."""
@@ -165,6 +145,32 @@ class Learner:
         self.reference.load_state_dict(state["reference"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.policy.version = state["version"]
+
+    def _diagnose(
+        self, batch: DecisionBatch, targets: Targets, log_ratio: Float[Tensor, "n k a"],
+        coefficient: Float[Tensor, "n k a"], origin: Int[Tensor, " n"], losses: Float[Tensor, " 3"],
+    ) -> dict[str, float]:
+        """What all ranks together made of this batch. ``losses``: entropy, KL, value loss."""
+        mask, token_mask, world = batch.mask, batch.token_mask[batch.mask], self.fabric.world_size
+        penalties = penalty_sums(log_ratio=log_ratio, coefficient=coefficient, advantage=targets.advantage,
+                                 token_mask=token_mask)
+        sums = staleness_sums(
+            log_ratio=log_ratio, coefficient=coefficient, advantage=targets.advantage,
+            gradient=targets.weight * coefficient * targets.advantage, token_mask=token_mask,
+            policy_version=batch.policy_version[mask], origin=origin, version=self.policy.version)
+        # `weight` already carries the number of ranks, so each of these is this rank's part of a global mean.
+        discount = (targets.decision_weight * batch.discount[mask]).sum()[None]
+        windows = torch.full_like(discount, float(len(mask)) * world)
+        own = torch.cat([losses, discount, windows]).detach().double() / world
+        total = self._sum_over_ranks(torch.cat([own, penalties.sums, sums.flatten()]))
+        entropy, kl, value_loss, mean_discount, all_windows = total[:5].tolist()
+        metrics = {"entropy": entropy, "value_loss": value_loss, **staleness_metrics(total[10:].view_as(sums)),
+                   **guarantee_metrics(total[5:10], float(self._reduce(penalties.largest, "max")),
+                                       bound=self.objective.bound(self.trust.widest()), discount=mean_discount,
+                                       windows=round(all_windows))}
+        if self.config.kl_coefficient > 0:  # without the pull it is not computed
+            metrics["kl_to_warm_start"] = kl
+        return metrics
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self._reduce(values, "sum")

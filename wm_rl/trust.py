@@ -40,6 +40,10 @@ class Trust:
         factors = torch.tensor([self.width_source.get(source.value, 1.0) for source in Source], device=origin.device)
         return factors[origin][:, None, None]
 
+    def widest(self) -> float:
+        """Largest of these factors."""
+        return max((1.0, *self.width_source.values()))
+
     def weight(self, uncertainty: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Weight of each decision."""
         return torch.exp(-uncertainty / self.imagined_temperature)

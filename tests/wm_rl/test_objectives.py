@@ -129,11 +129,11 @@ def test_gipo_reaches_its_bound_at_exp_beta_squared():
     assert got.item() == pytest.approx(math.exp(1.5**2 / 2), rel=1e-5)
 
 
-@given(log_ratio=st.floats(-200, 200), advantage=st.sampled_from([-1.0, 1.0]))
+@given(log_ratio=st.floats(-200, 200), advantage=st.sampled_from([-1.0, 1.0]), width=st.floats(0.1, 3))
 @pytest.mark.parametrize("objective", ALL, ids=repr)
-def test_no_coefficient_exceeds_the_bound(objective, log_ratio, advantage):
-    got = coefficient(objective, [log_ratio], [advantage]).item()
-    assert 0 <= got <= objective.bound() * (1 + 1e-5)
+def test_no_coefficient_exceeds_the_bound(objective, log_ratio, advantage, width):
+    got = coefficient(objective, [log_ratio], [advantage], width).item()
+    assert 0 <= got <= objective.bound(width) * (1 + 1e-5)
 
 
 def test_bounds_are_reached():

@@ -32,8 +32,8 @@ class Objective(Protocol):
         """
         ...
 
-    def bound(self) -> float:
-        """Supremum of ``c`` over every log-ratio, for width 1; infinite where there is none."""
+    def bound(self, width: float = 1.0) -> float:
+        """Supremum of ``c`` over every log-ratio and every width up to this one; infinite where there is none."""
         ...
 
 

@@ -22,7 +22,7 @@ class NoClip:
         """The ratio itself."""
         return like(ratio(log_ratio), log_ratio)
 
-    def bound(self) -> float:
+    def bound(self, width: float = 1.0) -> float:
         """None."""
         return math.inf
 
@@ -44,6 +44,6 @@ class TruncatedIs:
         """``min(r, cap)``; the sign of the advantage does not matter."""
         return like(ratio(log_ratio).clamp(max=self.cap), log_ratio)
 
-    def bound(self) -> float:
+    def bound(self, width: float = 1.0) -> float:
         """The cap."""
         return self.cap

@@ -71,9 +71,9 @@ class Gipo:
             exponent = torch.where(outwards, exponent, x.clamp(max=math.log(self.cap)))
         return like(torch.exp(exponent), log_ratio)
 
-    def bound(self) -> float:
+    def bound(self, width: float = 1.0) -> float:
         """``exp(β²/2)`` for the Gaussian, of the larger β; of a one-sided one the cap, where that is larger."""
-        beta = max(self._beta(True), self._beta(False))
+        beta = max(self._beta(True), self._beta(False)) * width
         outwards = math.inf
         if self.kernel == "gaussian" and beta**2 / 2 < 700:
             outwards = math.exp(beta**2 / 2)

@@ -32,6 +32,6 @@ class PpoClip:
         clipped = torch.where(advantage >= 0, r > 1 + epsilon, r < 1 - epsilon)
         return like(torch.where(clipped, 0.0, r), log_ratio)
 
-    def bound(self) -> float:
+    def bound(self, width: float = 1.0) -> float:
         """None: where A < 0, ``r`` is not clipped from above."""
         return math.inf

@@ -35,8 +35,8 @@ class Sapo:
         gate = torch.where(advantage >= 0, self.tau_positive, self.tau_negative) * (r - 1) / width
         return like(4 * torch.sigmoid(gate) * torch.sigmoid(-gate) * r, log_ratio)
 
-    def bound(self) -> float:
+    def bound(self, width: float = 1.0) -> float:
         """Found numerically: the coefficient is smooth with one maximum."""
         r = np.exp(np.linspace(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT, 200_001))
-        gate = np.minimum(min(self.tau_positive, self.tau_negative) * (r - 1), 700)
+        gate = np.minimum(min(self.tau_positive, self.tau_negative) / width * (r - 1), 700)
         return float((4 * r * np.exp(-gate) / (1 + np.exp(-gate)) ** 2).max())

@@ -42,6 +42,6 @@ class SecondMoment:
         largest = squares[kept - 1] if kept else -1.0
         return like(torch.where(candidate & (x.square() > largest), 0.0, ratio(log_ratio)), log_ratio)
 
-    def bound(self) -> float:
+    def bound(self, width: float = 1.0) -> float:
         """None: what lies on the other side of 1 is never dropped."""
         return math.inf
