@@ -110,7 +110,7 @@ def _collapse(grid: GridPath) -> int | None:
 
 
 def _table(found: dict[str, Any], lag: int, batches: Sequence[int]) -> Table:
-    table = Table("objective", "bias", "variance", "cosine", *(f"MSE, N={batch}" for batch in batches), "utilisation",
+    table = Table("objective", "bias", "variance", "cosine", *(f"MSE, N={batch}" for batch in batches), "used",
                   title=f"lag {lag} (KL {found['divergence']:.3f})")
     for name, row in found["objectives"].items():
         table.add_row(name, f"{row['bias']:.4f}", f"{row['variance']:.4f}", f"{row['cosine']:.3f}",
