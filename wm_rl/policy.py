@@ -9,6 +9,7 @@ over the (detached) states of the action tokens, as AcceRL does. Axes: ``n`` obs
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class PolicyOutput(NamedTuple):
     value: Float[Tensor, " n"]
 
 
-class TokenPolicy(nn.Module):
+class TokenPolicy(nn.Module, ABC):
     """A policy of action tokens: ``forward`` is what a learner differentiates, ``act`` drives an environment."""
 
     proprio_mean: Tensor
@@ -72,6 +73,7 @@ class TokenPolicy(nn.Module):
     chunk: int
     version: int
 
+    @abstractmethod
     def forward(
         self,
         frames: Mapping[str, UInt8[Tensor, "n h w 3"]],
@@ -79,19 +81,18 @@ class TokenPolicy(nn.Module):
         words: Int[Tensor, "n l"],
     ) -> PolicyOutput:
         """Logits of every action token of the chunk, and the value. Differentiable; the value does not reach back."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self, instruction: Sequence[str]) -> Int[Tensor, "n l"]:
         """What ``forward`` reads of each instruction."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """What reinforcement learning moves more slowly."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value_parameters(self) -> Iterable[nn.Parameter]:
         """What only the value depends on."""
-        raise NotImplementedError
 
     def act(self, observation: Observation, seeds: Sequence[int] | None) -> Action:
         """Choose a chunk per row; row ``i`` draws its Gumbel noise from ``seeds[i]`` alone, ``None`` takes the mode."""

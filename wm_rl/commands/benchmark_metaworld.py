@@ -120,7 +120,10 @@ def _board(
     rows, curves = [], {}
     for contestant in each.contestants:
         scores = grid(contestant, "return")
-        facts = {"mean lag": f"{grid(contestant, 'lag').mean():.0f}",
+        reached = grid(contestant, "episodes_to_80")  # NaN: never
+        facts = {"episodes to 80 %, median (never)":
+                 f"{np.median(np.nan_to_num(reached, nan=np.inf)):.0f} ({np.isnan(reached).sum()})",
+                 "mean lag": f"{grid(contestant, 'lag').mean():.0f}",
                  "own utilisation": f"{grid(contestant, 'utilisation').mean():.2f}",
                  "own effective share": f"{grid(contestant, 'effective_sample_share').mean():.2f}",
                  "p95 of |log r|": f"{grid(contestant, 'abs_log_ratio_p95').mean():.2f}"}
