@@ -59,3 +59,9 @@ def test_a_tree_that_grew_draws_as_one_that_was_built_at_once():
     np.testing.assert_array_equal(grown.find(places), built.find(places))
     ends = weights.cumsum()
     assert (np.searchsorted(ends, places, side="right") == built.find(places)).mean() > 0.999  # but for rounding
+
+
+def test_the_very_first_place_passes_over_nodes_without_weight():
+    tree = SumTree()
+    tree.append(np.concatenate([np.zeros(10_000), np.ones(10_000)]))
+    assert tree.find(np.array([0.0, 1.0, tree.total])).tolist() == [10_000, 10_001, 19_999]
