@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLA, TinyVLAConfig, check_compatible
 from wm_rl.seeding import training_episode
 from wm_rl.trust import Trust
+from world_model.audit import Drift
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
@@ -114,7 +115,8 @@ class Loop:
         self.imagination_config, self.fabric, self.journal = imagination, fabric, journal
         self.imagines = replay.mix[Source.IMAGINED] > 0
         self.uses_logs = replay.mix[Source.REAL] > 0
-        self.progress: dict[str, Any] = {"stage": 0, "iteration": 0, "seconds": {}, "position": {}}
+        self.progress: dict[str, Any] = {"stage": 0, "iteration": 0, "seconds": {}, "position": {},
+                                         "drift": asdict(Drift())}
         self.saved: dict[str, Any] = {}
         self._opened: ReplayStore | None = None
         self.policy: TinyVLA | None = None
@@ -244,11 +246,29 @@ class Loop:
             acted = self._roll(env, policy, config.episodes_per_iteration, "collect", iteration)
             store.append(acted)
         metrics = {"collected_success": _success_rate(acted), "control_steps": sum(map(len, acted))}
-        if not self.imagines:
-            return metrics
-        if iteration > 0 and iteration % config.refit_every == 0:
+        return metrics | self._imagine(policy, store, iteration, newest=len(acted)) if self.imagines else metrics
+
+    def _imagine(self, policy: TinyVLA, store: ReplayStore, iteration: int, *, newest: int) -> dict[str, float]:
+        """Refit, audit on the ``newest`` episodes, and imagine unless imagination has drifted from what is recorded."""
+        config = self.config
+        drift = Drift(**self.progress["drift"])
+        paused = not drift.within(self.imagination_config.max_ratio)
+        if iteration > 0 and (paused or iteration % config.refit_every == 0):
             with self._timed("world_model"):
                 self._fit_world_model(self.world_model_config.round_steps, None)
+        metrics: dict[str, float] = {}
+        if paused or iteration % self.imagination_config.audit_every == 0:
+            with self._timed("audit"):
+                store.refresh()
+                metrics = self._model().audit(
+                    store, self.imagination_config, episodes=range(len(store) - newest, len(store)))
+            drift = drift.update(metrics)
+            self.progress["drift"] = asdict(drift)
+        metrics["imagined_ratio"] = drift.ratio
+        # The first imagination always runs: a batch needs something of every source that it is made of.
+        metrics["imagination_paused"] = float(iteration > 0 and not drift.within(self.imagination_config.max_ratio))
+        if metrics["imagination_paused"]:
+            return metrics
         with self._timed("imagine"):
             dream = self._model().imagination(
                 store, self.imagination_config, num_envs=config.branches_per_iteration)

@@ -51,7 +51,7 @@ def judge_run(loop: Loop, config: EvaluationConfig) -> None:
         title=f"wm-rl training run, seed {loop.seed}", verdict=judgement.verdict(), passed=judgement.better,
         success=judgement.rows(), sources=sources, staleness=_staleness(history),
         curves=[*_curves(loop.journal.read()), *_usage(history)],
-        strips=strips, videos=videos, stage_seconds=seconds, notes=_notes(loop, quality),
+        strips=strips, videos=videos, stage_seconds=seconds, notes=_notes(loop, quality, history),
         config=OmegaConf.to_yaml(OmegaConf.load(saved)) if saved.is_file() else ""))
     loop.journal.say(f"\n[bold]{judgement.verdict()}[/bold]")
     loop.journal.say(f"report: {loop.folder / 'report.html'}")
@@ -151,6 +151,9 @@ def _curves(rows: list[dict[str, Any]]) -> list[Curve]:
               {source.value: f"staleness/{source}/effective_sample_share" for source in Source}),
              ("gradient share", "iteration", "train",
               {source.value: f"gradient_share/{source}" for source in Source}),
+             ("imagination audited, dB", "iteration", "train",
+              {"imagined": "audit/psnr", "last frame copied": "audit/psnr_copy"}),
+             ("imagined over recorded successes", "iteration", "train", {"ratio": "imagined_ratio"}),
              ("per action token", "iteration", "train",
               {"entropy": "entropy", "KL": "kl_to_warm_start"}),
              ("value loss", "iteration", "train", {"value loss": "value_loss"}),
@@ -164,14 +167,26 @@ def _curves(rows: list[dict[str, Any]]) -> list[Curve]:
     return curves
 
 
-def _notes(loop: Loop, quality: dict[str, float]) -> list[str]:
+def _notes(loop: Loop, quality: dict[str, float], history: list[dict[str, Any]]) -> list[str]:
     notes = []
     if loop.uses_logs and loop.config.logs is None:
         notes.append("'real' data was recorded on the robot stand-in: a simulator with other dynamics, camera, light "
                      "and latency. No robot took part.")
-    if quality:
+    if "psnr_model_8" in quality:
         notes.append(
             f"World model on the held-out episodes of the videos, 8 steps ahead with the true actions: "
             f"{quality['psnr_model_8']:.1f} dB, against {quality['psnr_copy_8']:.1f} for copying the last frame and "
             f"{quality['psnr_shuffled_8']:.1f} with shuffled actions. summary.json has the rest.")
+    audits = [row for row in history if "audit/psnr" in row]
+    if audits:
+        def total(name: str) -> float:
+            return sum(row[f"audit/{name}"] for row in audits)
+
+        paused = sum(row.get("imagination_paused", 0.0) for row in history)
+        notes.append(
+            f"Imagined data gave {_shares(history)['imagined']:.1%} of the gradient. Held against newly collected "
+            f"episodes ({total('windows'):.0f} windows, same actions, unseen by the model), imagination claimed "
+            f"{total('imagined_successes'):.0f} successes where {total('recorded_successes'):.0f} were recorded, and "
+            f"its last frames had {total('psnr') / len(audits):.1f} dB against {total('psnr_copy') / len(audits):.1f} "
+            f"for copying. It was paused in {paused:.0f} of {len(history)} iterations.")
     return notes

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from data.types import Source, UserError
-from world_model.pipeline import OBJECTIVES
+from world_model.process import OBJECTIVES, Edm, Flow, Process
 
+STARTS = ("uniform", "beginning", "near_success", "failure")
 PRECISIONS = ("bf16-mixed", "32-true")
 
 
@@ -22,7 +23,7 @@ class WorldModelConfig:
     layers_per_block: int = 1
     pixel_unshuffle: int = 2
     objective: str = "edm"
-    """``edm``: diffusion; ``regression``: the same network without noise, asked once."""
+    """``edm``: diffusion; ``flow``: rectified flow; ``regression``: the same network without noise, asked once."""
     inference_steps: int = 1
     sigma_data: float = 0.5
     sigma_max: float = 20.0
@@ -33,6 +34,12 @@ class WorldModelConfig:
     """Share of training rows at ``sigma_max``, where one-step sampling lives; the rest is EDM's log-normal."""
     context_noise: float = 0.1
     """Largest noise level on context frames in training; each row draws its own, and the model is told."""
+    offset_noise: float = 0.0
+    """Deviation of noise that all pixels of a channel share, beside the usual one: moves the mean brightness too."""
+    rollout_steps: int = 4
+    """Training contexts hold up to so many of the model's own predictions instead of recorded frames; 0: none."""
+    rollout_share: float = 0.5
+    """Share of a batch's rows with such contexts."""
     batch: int = 16
     learning_rate: float = 2e-3
     round_learning_rate: float = 5e-4
@@ -53,23 +60,36 @@ class WorldModelConfig:
     """Gradient steps of each later fit."""
     success_ratio: float = 1.0
     """Gradient steps of the success model per step of the video model."""
+    success_windows: int = 192
+    """Open-loop rollouts of recorded actions whose frames the success model also learns from; 0: recorded ones only."""
+    success_horizon: int = 16
+    """Steps of these."""
     success_batch: int = 32
     success_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         _choice("objective", self.objective, OBJECTIVES)
         _choice("precision", self.precision, PRECISIONS)
-        for name in ("context", "layers_per_block", "pixel_unshuffle", "inference_steps", "batch", "success_batch"):
+        for name in ("context", "layers_per_block", "pixel_unshuffle", "inference_steps", "batch", "success_batch",
+                     "success_horizon"):
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "round_learning_rate", "steps", "round_steps", "success_ratio", "context_noise"):
+        for name in ("warmup", "round_learning_rate", "steps", "round_steps", "success_ratio", "context_noise",
+                     "offset_noise", "rollout_steps", "success_windows"):
             if getattr(self, name) < 0:
                 raise UserError(f"world_model.{name}: expected at least 0, got {getattr(self, name)}")
         if not self.widths or any(width % 8 or width < 8 for width in self.widths):
             raise UserError(f"world_model.widths: expected multiples of 8, got {list(self.widths)}")
-        for name in ("start_share", "ema"):
+        for name in ("start_share", "rollout_share", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"world_model.{name}: expected a number in [0, 1], got {getattr(self, name)}")
+
+    def process(self) -> Process:
+        """The noise process of the objective; a regression uses EDM's scales at ``sigma_max`` and no noise."""
+        if self.objective == "flow":
+            return Flow(sigma_data=self.sigma_data)
+        return Edm(sigma_data=self.sigma_data, sigma_max=self.sigma_max, log_mean=self.sigma_log_mean,
+                   log_std=self.sigma_log_std)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +103,16 @@ class ImaginationConfig:
     looks much like it, so it seldom comes near 1."""
     success_frames: int = 1
     """Consecutive imagined frames that must count before the episode terminates."""
+    starts: Mapping[str, float] = field(default_factory=lambda: {"uniform": 1.0})
+    """Weight of each kind of branch point: ``uniform`` over recorded steps, ``beginning`` of an episode,
+    ``near_success`` (at most ``horizon`` steps before one), ``failure`` (a step of a failed episode)."""
+    max_uncertainty: float | None = None
+    """An imagined episode is truncated once its uncertainty passes this; None: only after ``horizon`` steps."""
+    max_ratio: float = 2.0
+    """Imagination pauses while imagined successes are more than so many times the recorded ones, or fewer than that
+    part of them, where both followed the same actions (``audit``)."""
+    audit_every: int = 4
+    """Training iterations from one audit to the next."""
     sources: tuple[str, ...] = ("sim", "real")
     """Where branch points come from. Never ``imagined``: errors would feed on themselves."""
     newest: int | None = None
@@ -92,13 +122,20 @@ class ImaginationConfig:
     """Rows per forward pass, padded: what a row imagines then never depends on its neighbours."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "success_frames", "inference_steps", "micro_batch"):
+        for name in ("horizon", "success_frames", "inference_steps", "micro_batch", "audit_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"imagination.{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 < self.success_threshold < 1:
             raise UserError(f"imagination.success_threshold: expected a number in (0, 1), got {self.success_threshold}")
         if self.newest is not None and self.newest < 1:
             raise UserError(f"imagination.newest: expected at least 1 or null, got {self.newest}")
+        if self.max_ratio <= 1:
+            raise UserError(f"imagination.max_ratio: expected more than 1, got {self.max_ratio}")
+        if self.max_uncertainty is not None and self.max_uncertainty <= 0:
+            raise UserError(f"imagination.max_uncertainty: expected more than 0 or null, got {self.max_uncertainty}")
+        unknown = sorted(set(self.starts) - set(STARTS))
+        if unknown or min(self.starts.values(), default=0) < 0 or sum(self.starts.values()) <= 0:
+            raise UserError(f"imagination.starts: expected weights of {', '.join(STARTS)}, got {dict(self.starts)}")
         allowed = (Source.SIM.value, Source.REAL.value)
         if not self.sources or any(source not in allowed for source in self.sources):
             raise UserError(f"imagination.sources: expected some of sim and real, got {list(self.sources)}")

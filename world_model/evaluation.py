@@ -1,25 +1,55 @@
-"""How good the world model is on episodes it was not fitted on, against baselines that know nothing."""
+"""How good a world model is on episodes it was not fitted on, against baselines that know nothing.
+
+Every number is a key of one flat dictionary, ``<measure>_<what>_<horizon>``, so that seeds can be averaged and tables
+and JSON be written without knowing what was measured.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, UInt8
 from scipy.stats import spearmanr
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from data.store import ReplayStore
-from data.text import tokenize
 from data.types import Success, UserError
 from world_model.pipeline import WorldModelPipeline
-from world_model.rollout import Imagined, accumulate, open_loop, read_context
+from world_model.rollout import Imagined, Windows, accumulate, open_loop, read_windows
 from world_model.success import SuccessModel
-from world_model.training import stack_cameras
+from world_model.training import recorded_pairs
 
-HORIZONS = (1, 4, 8)
+HORIZONS = (1, 4, 8, 16)
+"""Control steps after the last recorded frame."""
+
+MOVED = 12
+"""A pixel moved when a channel differs from the last recorded frame by more than this, of 255."""
+
+BRIGHTEST = 255.0
+BATCH = 64
+"""Windows rolled out together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Probabilities of success beside what was recorded."""
+
+    probability: Float[Tensor, " n"]
+    label: Bool[Tensor, " n"]
+
+    def measures(self, name: str) -> dict[str, float]:
+        """AUROC, Brier score, calibration error (ten bins of equal width), and how many frames show success."""
+        p, y = self.probability, self.label.long()
+        result = {f"success_brier_{name}": (p - y).square().mean().item(), f"success_frames_{name}": float(y.sum()),
+                  f"success_ece_{name}": binary_calibration_error(p, y, n_bins=10, norm="l1").item()}
+        if 0 < y.sum() < len(y):
+            result[f"success_auroc_{name}"] = binary_auroc(p, y).item()
+        return result
 
 
 def evaluate_video(
@@ -32,94 +62,176 @@ def evaluate_video(
     context: int,
     inference_steps: int,
 ) -> dict[str, float]:
-    """PSNR in dB and SSIM at 1, 4 and 8 steps with the true actions, a copy of the last frame, and shuffled actions.
+    """Open-loop quality with the recorded actions, and what is left of it with others.
 
-    Also the mean absolute error of proprio in standard deviations, against a copy, and the rank correlation of the
-    model's own ``error`` with the error made. PSNR is averaged over ``starts`` windows, all with 8 steps to come.
+    At each of ``HORIZONS`` that two windows reach: ``psnr`` in dB and ``ssim`` (means over windows), ``psnr_moved``
+    over the pixels that moved, for the ``model``, a ``copy`` of the last recorded frame, and the model with actions
+    ``shuffled`` between windows or ``zero``. ``proprio``: mean absolute error in standard deviations. ``*_rank_
+    correlation``: Spearman, over windows, of the error made with the model's own estimate and with the size of the
+    motion that it imagined.
     """
-    horizon = HORIZONS[-1]
-    places = [(e, step) for e in episodes for step in range(int(store.episodes.length[e]) - horizon + 1)]
-    if len(places) < 2:
-        raise UserError(f"evaluating the world model needs two episodes of {horizon} steps or more; collect some")
-    rng = np.random.Generator(np.random.Philox(key=[seed, len(places)]))
-    chosen = [places[i] for i in rng.choice(len(places), min(starts, len(places)), replace=False)]
-    contexts = [read_context(store, episode, step, context) for episode, step in chosen]
-    actions = torch.from_numpy(np.stack([store.column(e, "action")[s : s + horizon] for e, s in chosen]))
-    instruction = [str(store.episodes.instruction[episode]) for episode, _ in chosen]
-    truth = torch.stack([_frames(store, e, range(s + 1, s + horizon + 1)) for e, s in chosen])
-    proprio = torch.from_numpy(np.stack([store.column(e, "proprio")[s + 1 : s + horizon + 1] for e, s in chosen]))
+    horizons = [h for h in HORIZONS if len(_places(store, episodes, h)) > 1]
+    if not horizons:
+        raise UserError("evaluating the world model needs episodes of at least 2 steps; collect some")
+    horizon = horizons[-1]
+    windows = read_windows(
+        store, _choose(_places(store, episodes, horizon), starts, seed), context=context, horizon=horizon)
 
     def imagine(actions: Tensor) -> Imagined:
-        return open_loop(
-            pipeline,
-            contexts,
-            actions,
-            instruction,
-            generator=torch.Generator().manual_seed(seed),
-            inference_steps=inference_steps,
-        )
+        return _roll(pipeline, windows, actions, seed=seed, inference_steps=inference_steps)
 
-    true, shuffled = imagine(actions), imagine(actions.roll(len(actions) // 2 or 1, dims=0))
-    copied = torch.stack([each.frames[-1] for each in contexts])[:, None].expand_as(truth)
-    last = torch.stack([each.proprio[-1] for each in contexts])[:, None]
+    true = imagine(windows.action)
+    others = {"shuffled": imagine(windows.action.roll(len(windows.action) // 2 or 1, dims=0)),
+              "zero": imagine(torch.zeros_like(windows.action))}
+    last = torch.stack([each.frames[-1] for each in windows.contexts])
+    proprio = torch.stack([each.proprio[-1] for each in windows.contexts])
     scale = pipeline.unet.scale.cpu()
-    result = {}
-    for h in HORIZONS:
-        for name, frames in (("model", true.frames), ("copy", copied), ("shuffled", shuffled.frames)):
-            result[f"psnr_{name}_{h}"] = _psnr(frames[:, h - 1], truth[:, h - 1]).mean().item()
-            result[f"ssim_{name}_{h}"] = _ssim(frames[:, h - 1], truth[:, h - 1])
-        result[f"proprio_model_{h}"] = ((true.proprio - proprio)[:, h - 1].abs() / scale).mean().item()
-        result[f"proprio_copy_{h}"] = ((last - proprio[:, h - 1 : h])[:, 0].abs() / scale).mean().item()
-        made = -_psnr(true.frames[:, h - 1], truth[:, h - 1])
+    result: dict[str, float] = {}
+    for h in horizons:
+        truth = windows.frames[:, h - 1]
+        moved = ((truth.int() - last.int()).abs() > MOVED).any(1, keepdim=True)
+        frames = {"model": true.frames[:, h - 1], "copy": last, **{n: o.frames[:, h - 1] for n, o in others.items()}}
+        for name, shown in frames.items():
+            result[f"psnr_{name}_{h}"] = psnr(shown, truth).mean().item()
+            result[f"ssim_{name}_{h}"] = ssim(shown, truth).mean().item()
+            result[f"psnr_moved_{name}_{h}"] = _masked_psnr(shown, truth, moved)
+        result[f"proprio_model_{h}"] = ((true.proprio - windows.proprio)[:, h - 1].abs() / scale).mean().item()
+        result[f"proprio_copy_{h}"] = ((proprio - windows.proprio[:, h - 1]).abs() / scale).mean().item()
+        made = -psnr(frames["model"], truth)
         result[f"error_rank_correlation_{h}"] = _rank_correlation(accumulate(true.error[:, :h]), made)
-        moved = -_psnr(true.frames[:, h - 1], copied[:, 0])
-        result[f"motion_rank_correlation_{h}"] = _rank_correlation(moved, made)
+        result[f"motion_rank_correlation_{h}"] = _rank_correlation(-psnr(frames["model"], last), made)
     return result
 
 
 def evaluate_success(
     store: ReplayStore, model: SuccessModel, *, episodes: Sequence[int], device: torch.device
 ) -> dict[str, float]:
-    """AUROC, Brier score and calibration error (10 bins) on every frame of the episodes whose outcome is known."""
+    """AUROC, Brier score and calibration error on every recorded frame of the episodes whose outcome is known."""
     probabilities, labels = [], []
     for episode in episodes:
         success, length = store.episodes.success[episode], int(store.episodes.length[episode])
         if success == Success.UNKNOWN.value:
             continue
-        tokens = torch.tensor([tokenize(str(store.episodes.instruction[episode]))] * (length + 1), device=device)
-        frames = _frames(store, episode, range(length + 1))
+        pairs = recorded_pairs(store, episode, range(length + 1))
         with torch.inference_mode():
-            probabilities.append(model(frames.to(device), tokens).cpu())
-        label = torch.zeros(length + 1, dtype=torch.long)
-        label[-1] = int(success == Success.YES.value and bool(store.column(episode, "terminated")[length - 1]))
+            probabilities.append(model(*(part.to(device) for part in pairs)).cpu())
+        label = torch.zeros(length + 1, dtype=torch.bool)
+        label[-1] = success == Success.YES.value and bool(store.column(episode, "terminated")[length - 1])
         labels.append(label)
-    if not labels:
+    return Judged(probability=torch.cat(probabilities), label=torch.cat(labels)).measures("real") if labels else {}
+
+
+def evaluate_imagined_success(
+    store: ReplayStore,
+    pipeline: WorldModelPipeline,
+    model: SuccessModel,
+    *,
+    episodes: Sequence[int],
+    windows: int,
+    horizon: int,
+    threshold: float,
+    seed: int,
+    context: int,
+    inference_steps: int,
+) -> dict[str, float]:
+    """Whether success is seen in imagined frames where the simulator saw it, and nowhere else.
+
+    Recorded actions are rolled out from ``windows`` uniformly drawn steps for up to ``horizon`` steps, as far as the
+    episode went: frames give AUROC, Brier and calibration error, and windows without success the share of ``false``
+    ones. From every successful episode one more window, of random length and ending in its success, gives the share
+    ``missed``, and how many steps the onset is off (absolute mean).
+    """
+    table = store.episodes
+    known = [e for e in episodes if table.success[e] != Success.UNKNOWN.value]
+    if not known:
         return {}
-    p, y = torch.cat(probabilities), torch.cat(labels)
-    result = {"success_brier": (p - y).square().mean().item(), "success_frames": float(y.sum())}
-    bins = (p * 10).long().clamp(max=9)
-    gaps = [(p - y)[bins == i].sum().abs() / len(p) for i in bins.unique()]
-    result["success_ece"] = float(sum(gaps))
-    if 0 < y.sum() < len(y):
-        result["success_auroc"] = binary_auroc(p, y).item()
+    rng = np.random.Generator(np.random.Philox(key=[seed, len(known)]))
+    ends = [(e, max(0, int(table.length[e]) - int(rng.integers(1, horizon + 1))))
+            for e in known if table.success[e] == Success.YES.value]
+    uniform = _choose(_places(store, known, 1), windows, seed)
+    result: dict[str, float] = {}
+    for places, ending in ((uniform, False), (ends, True)):
+        if not places:
+            continue
+        window = read_windows(store, places, context=context, horizon=horizon)
+        imagined = _roll(pipeline, window, window.action, seed=seed, inference_steps=inference_steps)
+        probability = judge_imagined(model, window, imagined)
+        seen = (probability >= threshold) & window.mask
+        if not ending:
+            flat = Judged(probability=probability[window.mask], label=window.done[window.mask])
+            result |= flat.measures("imagined")
+            without = ~window.done.any(1)
+            result["success_false"] = seen[without].any(1).float().mean().item()
+            result["success_false_windows"] = float(without.sum())
+            continue
+        over = window.done.any(1)  # a success that did not end its episode shows no frame of it
+        if not over.any():
+            continue
+        hit = seen.any(1)
+        result["success_missed"] = (~hit[over]).float().mean().item()
+        result["success_missed_windows"] = float(over.sum())
+        both = hit & over
+        if both.any():
+            off = seen[both].float().argmax(1) - window.done[both].float().argmax(1)
+            result["success_onset_off"] = off.abs().float().mean().item()
     return result
 
 
-def _frames(store: ReplayStore, episode: int, rows: range) -> Tensor:
-    cameras = store.spec.cameras
-    frames = {c: torch.from_numpy(store.column(episode, f"rgb_{c}")[rows.start : rows.stop].copy()) for c in cameras}
-    return stack_cameras(frames, cameras)
+@torch.inference_mode()
+def judge_imagined(model: SuccessModel, windows: Windows, imagined: Imagined) -> Float[Tensor, "b s"]:
+    """Probability of success in every imagined frame."""
+    device = next(model.parameters()).device
+    last = torch.stack([each.frames[-1] for each in windows.contexts])[:, None]
+    proprio = torch.stack([each.proprio[-1] for each in windows.contexts])[:, None]
+    frames, proprio = torch.cat([last, imagined.frames], 1), torch.cat([proprio, imagined.proprio], 1)
+    tokens = windows.tokens().to(device)
+    columns = [model(frames[:, i : i + 2].to(device), proprio[:, i : i + 2].to(device), tokens).cpu()
+               for i in range(imagined.frames.shape[1])]
+    return torch.stack(columns, 1)
 
 
-def _psnr(a: Tensor, b: Tensor) -> Tensor:
-    pairs = zip(a.float() / 255, b.float() / 255, strict=True)
-    return torch.stack([peak_signal_noise_ratio(x, y, data_range=1.0) for x, y in pairs]).clamp(max=60)
+def psnr(a: UInt8[Tensor, "b c h w"], b: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Peak signal-to-noise ratio of each pair in dB, at most 60."""
+    error = (a.float() - b.float()).square().mean((1, 2, 3))
+    return (10 * torch.log10(BRIGHTEST**2 / error.clamp(min=1e-9))).clamp(max=60)
 
 
-def _ssim(a: Tensor, b: Tensor) -> float:
-    value = structural_similarity_index_measure(a.float() / 255, b.float() / 255, data_range=1.0)
+def ssim(a: UInt8[Tensor, "b c h w"], b: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    """Structural similarity of each pair."""
+    value = structural_similarity_index_measure(
+        a.float() / BRIGHTEST, b.float() / BRIGHTEST, data_range=1.0, reduction="none")
     assert isinstance(value, Tensor)
-    return value.item()
+    return value
+
+
+def _masked_psnr(a: Tensor, b: Tensor, mask: Bool[Tensor, "b 1 h w"]) -> float:
+    """Over the masked pixels of all pairs together; NaN where none is masked."""
+    error = ((a.float() - b.float()).square().mean(1, keepdim=True) * mask).sum() / mask.sum()
+    return (10 * torch.log10(BRIGHTEST**2 / error)).item()
+
+
+def _places(store: ReplayStore, episodes: Sequence[int], horizon: int) -> list[tuple[int, int]]:
+    """Every step that has ``horizon`` steps from it on."""
+    return [(e, step) for e in episodes for step in range(int(store.episodes.length[e]) - horizon + 1)]
+
+
+def _choose(places: Sequence[tuple[int, int]], number: int, seed: int) -> list[tuple[int, int]]:
+    rng = np.random.Generator(np.random.Philox(key=[seed, len(places)]))
+    return [places[i] for i in rng.choice(len(places), min(number, len(places)), replace=False)]
+
+
+def _roll(
+    pipeline: WorldModelPipeline, windows: Windows, actions: Tensor, *, seed: int, inference_steps: int
+) -> Imagined:
+    """Roll out in parts; a window's noise depends on its place among all."""
+    parts = []
+    for first in range(0, len(actions), BATCH):
+        rows = slice(first, first + BATCH)
+        parts.append(open_loop(
+            pipeline, windows.contexts[rows], actions[rows], windows.instruction[rows],
+            generator=torch.Generator().manual_seed(seed * 100_003 + first), inference_steps=inference_steps))
+    return Imagined(frames=torch.cat([p.frames for p in parts]), proprio=torch.cat([p.proprio for p in parts]),
+                    error=torch.cat([p.error for p in parts]))
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> float:

@@ -1,6 +1,6 @@
 """Imagination as an ``Env``: a policy acts inside the world model, from real states that the store holds.
 
-Row ``i``'s seed alone decides the branch point (a step drawn uniformly from the recorded episodes) and the noise.
+Row ``i``'s seed alone decides the branch point (a step of a recorded episode) and the noise.
 Errors of the model grow with every step, so episodes are short and the uncertainty accumulates.
 """
 
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from data.store import ReplayStore
 from data.text import tokenize
-from data.types import Source, UserError
-from world_model.config import ImaginationConfig
+from data.types import Source, Success, UserError
+from world_model.config import STARTS, ImaginationConfig
+from world_model.frames import split_cameras
 from world_model.pipeline import WorldModelPipeline
 from world_model.rollout import CARRIED, read_context
 from world_model.success import SuccessModel
-from world_model.training import keyed_generator, split_cameras
+from world_model.training import keyed_generator
 
 BRANCH_STREAM, NOISE_STREAM = 21, 22
 
@@ -41,7 +42,8 @@ class ImaginationEnv:
 
     Reward is the change of the probability of success from one frame to the next. An episode terminates, with
     success, once ``success_frames`` consecutive imagined frames reach ``success_threshold``; the probability is
-    then 1, so that an imagined success is worth what a simulated one is. After ``horizon`` steps it is truncated.
+    then 1, so that an imagined success is worth what a simulated one is. After ``horizon`` steps, or once its
+    uncertainty passes ``max_uncertainty``, it is truncated.
     ``info["uncertainty"]`` is the error that the model expects of the frame, in units of its typical one-step
     error: about 1 after one step, and growing with the steps that led to it (``rollout.CARRIED``).
     ``info["branch"]`` says where each row branched. Actions are clipped to [-1, 1].
@@ -72,8 +74,7 @@ class ImaginationEnv:
             "store_episodes": len(store),
             "imagination": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()},
         }
-        self._episodes = self._eligible()
-        self._ends = np.cumsum(store.episodes.length[self._episodes])
+        self._pools = self._eligible()
         context, size, channels = pipeline.unet.config["context"], store.spec.image_size, 3 * len(store.spec.cameras)
         n = num_envs
         self._frames = torch.zeros(n, context, channels, size, size, dtype=torch.uint8)
@@ -88,14 +89,24 @@ class ImaginationEnv:
         self._instruction, self._task = [""] * n, [""] * n
 
     def branch(self, seed: int) -> Branch:
-        """Where the episode of this seed branches."""
+        """Where the episode of this seed branches. Seeds that follow each other begin every episode in turn."""
         rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, BRANCH_STREAM]))
-        place = int(rng.integers(self._ends[-1]))
-        which = int(np.searchsorted(self._ends, place, side="right"))
-        episode = int(self._episodes[which])
-        step = place - (int(self._ends[which - 1]) if which else 0)
+        kinds = list(self._pools)
+        kind = kinds[0]
+        if len(kinds) > 1:
+            weights = np.array([self.config.starts[name] for name in kinds])
+            kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+        episodes, ends = self._pools[kind]
         table = self.store.episodes
-        where = {"segment": str(table.segment[episode]), "row": int(table.row[episode]), "step": step}
+        if kind == "beginning":
+            episode, step = int(episodes[seed % len(episodes)]), 0
+        else:
+            place = int(rng.integers(ends[-1]))
+            which = int(np.searchsorted(ends, place, side="right"))
+            episode, step = int(episodes[which]), place - (int(ends[which - 1]) if which else 0)
+        if kind == "near_success":
+            step += max(0, int(table.length[episode]) - self.config.horizon)
+        where = {"segment": str(table.segment[episode]), "row": int(table.row[episode]), "step": step, "start": kind}
         return Branch(episode=episode, step=step, provenance=where)
 
     def reset(self, *, seed: Sequence[int | None], options: Mapping[str, Any]) -> tuple[dict, dict]:
@@ -134,24 +145,35 @@ class ImaginationEnv:
             probability = np.where(self._terminated[part.rows], 1.0, probability)
             reward[part.rows] = probability - self._probability[part.rows]
             self._probability[part.rows] = probability
-        self._truncated[rows] = (self._age[rows] >= self.config.horizon) & ~self._terminated[rows]
+        over = self._age[rows] >= self.config.horizon
+        if self.config.max_uncertainty is not None:
+            over |= self._uncertainty[rows] > self.config.max_uncertainty
+        self._truncated[rows] = over & ~self._terminated[rows]
         self._running = self._running & ~self._terminated & ~self._truncated
         return self._observation(), reward, self._terminated.copy(), self._truncated.copy(), self._info()
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def _eligible(self) -> np.ndarray:
-        """Episodes to branch from: recorded, and among the newest of their source."""
-        table, newest = self.store.episodes, self.config.newest
-        chosen = [np.flatnonzero(table.source == source) for source in self.config.sources]
-        episodes = np.concatenate([indices if newest is None else indices[-newest:] for indices in chosen])
-        if len(episodes) == 0:
+    def _eligible(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Episodes of each kind of start, recorded and among the newest of their source, and where their places end.
+
+        A kind without any (no failures yet) is left out; when none is left, all recorded steps are drawn alike.
+        """
+        table, newest, config = self.store.episodes, self.config.newest, self.config
+        chosen = [np.flatnonzero(table.source == source) for source in config.sources]
+        recorded = np.concatenate([indices if newest is None else indices[-newest:] for indices in chosen])
+        if len(recorded) == 0:
             raise UserError(
-                f"imagination branches from recorded episodes of {' or '.join(self.config.sources)}, but the replay "
+                f"imagination branches from recorded episodes of {' or '.join(config.sources)}, but the replay "
                 f"store {self.store.path} has none; collect or ingest some first"
             )
-        return episodes
+        outcome, length = table.success[recorded], table.length[recorded]
+        places = {"uniform": length, "beginning": np.ones_like(length),
+                  "near_success": np.where(outcome == Success.YES.value, np.minimum(length, config.horizon), 0),
+                  "failure": np.where(outcome == Success.NO.value, length, 0)}
+        wanted = [kind for kind in STARTS if config.starts.get(kind, 0) > 0 and places[kind].any()] or ["uniform"]
+        return {kind: (recorded[places[kind] > 0], np.cumsum(places[kind][places[kind] > 0])) for kind in wanted}
 
     def _parts(self, rows: np.ndarray) -> list[_Part]:
         """Rows in groups of ``micro_batch``, the last one padded by repeating its first row."""
@@ -184,7 +206,8 @@ class ImaginationEnv:
         """Probability of success in the newest frames ``[rows]``."""
         device = self.pipeline.device
         tokens = torch.tensor([tokenize(self._instruction[row]) for row in part.padded], device=device)
-        probability = self.success(self._frames[part.padded, -1].to(device), tokens)
+        rows = part.padded
+        probability = self.success(self._frames[rows, -2:].to(device), self._proprio[rows, -2:].to(device), tokens)
         return probability[: len(part.rows)].double().cpu().numpy()
 
     def _observation(self) -> dict[str, Any]:

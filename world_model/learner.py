@@ -14,19 +14,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 
 from data.store import ReplayStore
-from data.types import Spec, Statistics, UserError
+from data.types import Spec, Statistics, Success, UserError
+from world_model.audit import audit
 from world_model.config import ImaginationConfig, WorldModelConfig
-from world_model.evaluation import evaluate_success, evaluate_video
+from world_model.evaluation import evaluate_imagined_success, evaluate_success, evaluate_video
 from world_model.imagination import ImaginationEnv
 from world_model.model import ActionUNet
 from world_model.pipeline import WorldModelPipeline
 from world_model.quiet import quiet
-from world_model.rollout import open_loop, read_context
+from world_model.rollout import ImaginedFrames, imagine_windows, open_loop, read_context, read_windows
 from world_model.success import SuccessModel
-from world_model.training import StoreDataModule, SuccessModule, SuccessSampler, VideoModule, VideoSampler, fit
+from world_model.training import (
+    SUCCESS_STREAM,
+    StoreDataModule,
+    SuccessModule,
+    SuccessSampler,
+    VideoModule,
+    VideoSampler,
+    fit,
+)
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -72,10 +80,11 @@ class WorldModelLearner:
                 widths=tuple(config.widths),
                 layers_per_block=config.layers_per_block,
                 pixel_unshuffle=config.pixel_unshuffle,
-                sigma_data=config.sigma_data,
             )
             self._video = VideoModule(config, unet, seed)
-            self._success = SuccessModule(config, SuccessModel(cameras=len(spec.cameras)))
+            self._success = SuccessModule(config, SuccessModel(
+                cameras=len(spec.cameras), proprio_dim=spec.proprio_dim, proprio_mean=statistics.proprio_mean.tolist(),
+                proprio_std=statistics.proprio_std.tolist()))
 
     def fit(self, store: ReplayStore, steps: int, *, log: Log | None = None) -> dict[str, float]:
         """Train the video model for ``steps`` and the success model for ``success_ratio`` times as many.
@@ -93,10 +102,12 @@ class WorldModelLearner:
             raise UserError(f"the world model was made for {self.spec}, the replay store {store.path} has {store.spec}")
         config, history, before = self.config, _History(log), self.state_dict()
         video = VideoSampler(store, config, self.seed)
-        success = SuccessSampler(store, sources=config.sources, seed=self.seed)
         self._cached = None
         self._run(self._video, video, steps, config.batch, history)
-        success_steps = round(steps * config.success_ratio) if success.usable else 0
+        wanted = round(steps * config.success_ratio)
+        success = SuccessSampler(store, sources=config.sources, seed=self.seed,
+                                 imagined=self._imagine_recorded(store) if wanted else None)
+        success_steps = wanted if success.usable else 0
         if success_steps:
             self._success.model.prior.fill_(success.prior)
             self._run(self._success, success, success_steps, config.success_batch, history)
@@ -211,6 +222,11 @@ class WorldModelLearner:
             version=self.version,
         )
 
+    def audit(self, store: ReplayStore, config: ImaginationConfig, *, episodes: Sequence[int]) -> dict[str, float]:
+        """Hold imagination against recorded ``episodes``: see ``audit``."""
+        return audit(store, self.pipeline(), self.success_model(), episodes=episodes, horizon=config.horizon,
+                     threshold=config.success_threshold, seed=self.seed, inference_steps=config.inference_steps)
+
     def film_strip(
         self, store: ReplayStore, episode_index: int, start: int, steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -238,19 +254,46 @@ class WorldModelLearner:
     def evaluate(
         self, store: ReplayStore, *, episodes: Sequence[int], starts: int = 64, seed: int = 0
     ) -> dict[str, float]:
-        """Quality on episodes that were not fitted on: see ``evaluate_video`` and ``evaluate_success``."""
+        """Quality on episodes that were not fitted on: see ``evaluation``."""
+        shared: dict[str, Any] = {"episodes": episodes, "seed": seed, "context": self.config.context,
+                  "inference_steps": self.config.inference_steps}
         with quiet():
-            video = evaluate_video(
-                store,
-                self.pipeline(),
-                episodes=episodes,
-                starts=starts,
-                seed=seed,
-                context=self.config.context,
-                inference_steps=self.config.inference_steps,
-                )
-            success = evaluate_success(store, self.success_model(), episodes=episodes, device=self.device)
-        return {**video, **success}
+            pipeline, success = self.pipeline(), self.success_model()
+            return {
+                **evaluate_video(store, pipeline, starts=starts, **shared),
+                **evaluate_success(store, success, episodes=episodes, device=self.device),
+                **evaluate_imagined_success(
+                    store, pipeline, success, windows=starts, horizon=self.config.success_horizon,
+                    threshold=0.5, **shared),
+            }
+
+    def _imagine_recorded(self, store: ReplayStore) -> ImaginedFrames | None:
+        """Rollouts of recorded actions: half from any step on, half ending in success."""
+        config = self.config
+        windows = config.success_windows
+        if not windows:
+            return None
+        table = store.episodes
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.version], counter=[0, 0, 0, SUCCESS_STREAM]))
+        drawn = np.isin(table.source, [name for name, weight in config.sources.items() if weight > 0])
+        known = np.flatnonzero(drawn & (table.success != Success.UNKNOWN.value))
+        won = np.flatnonzero(drawn & (table.success == Success.YES.value))
+        if not len(known):
+            return None
+        ends = np.cumsum(table.length[known])
+        places = []
+        for i in range(windows):
+            if i % 2 and len(won):
+                episode = int(rng.choice(won))
+                start = max(0, int(table.length[episode]) - int(rng.integers(1, config.success_horizon + 1)))
+            else:
+                at = int(rng.integers(ends[-1]))
+                which = int(np.searchsorted(ends, at, side="right"))
+                episode, start = int(known[which]), at - (int(ends[which - 1]) if which else 0)
+            places.append((episode, start))
+        return imagine_windows(
+            self.pipeline(), read_windows(store, places, context=config.context, horizon=config.success_horizon),
+            seed=self.seed, inference_steps=config.inference_steps)
 
     def _run(
         self,
@@ -276,8 +319,8 @@ class WorldModelLearner:
         source = self._video.average if config.ema > 0 else self._video.unet
         unet = copy.deepcopy(source).eval().requires_grad_(False).cast(dtype)
         unet = unet.to(self.device, memory_format=torch.channels_last)
-        scheduler = EDMEulerScheduler(sigma_max=config.sigma_max, sigma_data=config.sigma_data)
-        return WorldModelPipeline(unet=unet, scheduler=scheduler, objective=config.objective)
+        return WorldModelPipeline(unet=unet, scheduler=config.process().scheduler(), objective=config.objective,
+                                  offset_noise=config.offset_noise)
 
 
 class _History:

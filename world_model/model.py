@@ -18,8 +18,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from world_model.process import Scales
+
 NOISE_EMBEDDING_SCALE = 10.0
-"""Stretches ``log(sigma) / 4`` (about -1.5 to 0.8) over the sinusoids of the U-Net's time embedding."""
+"""Stretches ``Scales.noise``, which is of order 1, over the sinusoids of the U-Net's time embedding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Prediction:
 
 
 class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' idiom
-    """EDM denoiser ``D(x; sigma)`` (Karras et al. 2022, arXiv:2206.00364) around ``UNet2DModel``.
+    """A denoiser of the next frame around ``UNet2DModel``, for any noise process.
 
     The embedding of actions, proprio, instruction and context noise goes in as ``class_labels``, so every residual
     block is scaled and shifted by it. Frames pass through a pixel-unshuffle, which quarters the cost.
@@ -57,7 +59,6 @@ class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' id
         pixel_unshuffle: int = 2,
         norm_groups: int = 8,
         vocabulary: int = 2048,
-        sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
         channels, cells = 3 * cameras, pixel_unshuffle**2
@@ -111,24 +112,21 @@ class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' id
     def forward(
         self,
         noisy: Float[Tensor, "b c h w"],
-        sigma: Float[Tensor, " b"],
+        scales: Scales,
         context: Float[Tensor, "b t c h w"],
         actions: Float[Tensor, "b t a"],
         proprio: Float[Tensor, "b t p"],
         tokens: Int[Tensor, "b l"],
         level: Float[Tensor, " b"],
     ) -> Prediction:
-        """Denoise ``noisy`` = next frame + ``sigma`` times noise; ``level`` is that of the noise on ``context``."""
+        """Denoise ``noisy``; ``scales`` are its noise process's, ``level`` is that of the noise on ``context``."""
         condition = self.embed(actions, proprio, tokens, level)
-        c_skip, c_out, c_in, c_noise = (
-            each[:, None, None, None] for each in preconditioning(sigma, self.config["sigma_data"])
-        )
-        inputs = torch.cat([c_in * noisy, context.flatten(1, 2)], dim=1)
+        skip, out, in_ = (each[:, None, None, None] for each in (scales.skip, scales.out, scales.in_))
+        inputs = torch.cat([in_ * noisy, context.flatten(1, 2)], dim=1)
         inputs = F.pixel_unshuffle(inputs, self.config["pixel_unshuffle"]).to(condition.dtype)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        time = NOISE_EMBEDDING_SCALE * c_noise.flatten()
-        output = self.unet(inputs, time, class_labels=condition, return_dict=False)[0]
-        frame = c_skip * noisy + c_out * F.pixel_shuffle(output.float(), self.config["pixel_unshuffle"])
+        output = self.unet(inputs, NOISE_EMBEDDING_SCALE * scales.noise, class_labels=condition, return_dict=False)[0]
+        frame = skip * noisy + out * F.pixel_shuffle(output.float(), self.config["pixel_unshuffle"])
         error = self.error_head(frame.detach(), context[:, -1], condition.detach())
         change = self.proprio_head(condition).float()
         return Prediction(frame=frame, proprio=proprio[:, -1] + change * self.scale, error=error)
@@ -154,10 +152,3 @@ class ErrorHead(nn.Module):
         pooled = [seen.mean((2, 3)), seen.amax((2, 3)), condition]
         return self.judge(torch.cat(pooled, dim=1)).float().squeeze(1).clamp(-8, 2).exp()
 
-
-def preconditioning(
-    sigma: Float[Tensor, " b"], sigma_data: float
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """EDM's ``c_skip, c_out, c_in, c_noise`` (Karras et al. 2022, table 1); the same as ``EDMEulerScheduler``'s."""
-    total = sigma**2 + sigma_data**2
-    return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt(), 0.25 * sigma.log()

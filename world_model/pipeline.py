@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -16,9 +17,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.text import tokenize
-from world_model.model import ActionUNet
-
-OBJECTIVES = ("edm", "regression")
+from world_model.frames import to_bytes, to_pixels
+from world_model.model import ActionUNet, Prediction
+from world_model.process import OBJECTIVES, Edm, Flow, Process, Scheduler
 
 
 @dataclass
@@ -32,20 +33,30 @@ class WorldModelOutput(BaseOutput):
 
 
 class WorldModelPipeline(DiffusionPipeline):
-    """``ActionUNet`` sampled by ``EDMEulerScheduler``, or asked once without noise (``objective="regression"``).
+    """``ActionUNet`` sampled by its noise process's scheduler, or asked once without noise (``regression``).
 
     With one step the answer is the denoiser's at the largest noise, that is the mean of the possible next frames.
     """
 
     unet: ActionUNet
-    scheduler: EDMEulerScheduler
+    scheduler: Scheduler
 
-    def __init__(self, unet: ActionUNet, scheduler: EDMEulerScheduler, objective: str = "edm") -> None:
+    def __init__(
+        self, unet: ActionUNet, scheduler: Scheduler, objective: str = "edm", offset_noise: float = 0.0
+    ) -> None:
         super().__init__()
         if objective not in OBJECTIVES:
             raise ValueError(f"expected an objective of {', '.join(OBJECTIVES)}, got {objective!r}")
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(objective=objective)
+        self.register_to_config(objective=objective, offset_noise=offset_noise)
+
+    @property
+    def process(self) -> Process:
+        """The noise process that the scheduler samples."""
+        if self.config["objective"] == "flow":
+            return Flow()
+        settings = self.scheduler.config
+        return Edm(sigma_data=settings["sigma_data"], sigma_max=settings["sigma_max"])
 
     @torch.inference_mode()
     def __call__(
@@ -70,37 +81,54 @@ class WorldModelPipeline(DiffusionPipeline):
         tokens = torch.tensor([tokenize(text) for text in instruction], device=device).reshape(len(context), -1)
         level = torch.as_tensor(context_noise, dtype=torch.float32, device=device).expand(len(context))
         given = (context, context_actions.to(device), context_proprio.to(device), tokens, level)
-        sample = self._noise(context[:, -1].shape, generator).to(device)
-        if self.config["objective"] == "regression":
-            sigma = torch.full((len(context),), self.scheduler.config["sigma_max"], device=device)
-            prediction = unet(torch.zeros_like(sample), sigma, *given)
+        noise = start_noise(context[:, -1].shape, generator, self.config["offset_noise"])
+        if self.config["objective"] == "regression" or num_inference_steps == 1:
+            process = None if self.config["objective"] == "regression" else self.process
+            prediction = one_step(unet, process, noise, *given)
         else:
-            self.scheduler.set_timesteps(num_inference_steps)
-            sample = sample * self.scheduler.init_noise_sigma
-            for time, sigma in zip(self.scheduler.timesteps, self.scheduler.sigmas, strict=False):
-                self.scheduler.scale_model_input(sample, time)  # the U-Net scales by itself; the scheduler insists
-                prediction = unet(sample, sigma.to(device).expand(len(sample)), *given)
-                denoised = prediction.frame
-                sample = self.scheduler.step(
-                    denoised, time, sample, pred_original_sample=denoised, return_dict=False
-                )[0]
-            prediction = type(prediction)(frame=sample, proprio=prediction.proprio, error=prediction.error)
+            prediction = self._sample(noise.to(device), num_inference_steps, *given)
         error = prediction.error / unet.typical_error
         return WorldModelOutput(frames=to_bytes(prediction.frame), proprio=prediction.proprio, error=error)
 
-    def _noise(self, shape: torch.Size, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
-        if isinstance(generator, torch.Generator):
-            return torch.randn(shape, generator=generator)
-        if len(generator) != shape[0]:
-            raise ValueError(f"expected one generator or {shape[0]}, one per row, got {len(generator)}")
-        return torch.stack([torch.randn(shape[1:], generator=each) for each in generator])
+    def _sample(self, sample: Tensor, steps: int, *given: Tensor) -> Prediction:
+        self.scheduler.set_timesteps(steps)
+        scheduler, process = self.scheduler, self.process
+        sample = sample * (scheduler.init_noise_sigma if isinstance(scheduler, EDMEulerScheduler) else 1.0)
+        first = None
+        for time, sigma in zip(scheduler.timesteps, scheduler.sigmas, strict=False):
+            prediction = self.unet(sample, process.scales(sigma.to(sample.device).expand(len(sample))), *given)
+            first = first or prediction  # whose proprio and error are those that were trained
+            if isinstance(scheduler, EDMEulerScheduler):
+                scheduler.scale_model_input(sample, time)  # the U-Net scales by itself; the scheduler insists
+                sample = scheduler.step(
+                    prediction.frame, time, sample, pred_original_sample=prediction.frame, return_dict=False
+                )[0]
+            else:
+                velocity: Any = (sample - prediction.frame) / sigma
+                sample = scheduler.step(velocity, time, cast(Any, sample), return_dict=False)[0]
+        assert first is not None
+        return Prediction(frame=sample, proprio=first.proprio, error=first.error)
 
 
-def to_pixels(frames: UInt8[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """Bytes to [-1, 1]."""
-    return frames.float() / 127.5 - 1
+def one_step(unet: ActionUNet, process: Process | None, noise: Float[Tensor, "b c h w"], *given: Tensor) -> Prediction:
+    """Ask ``unet`` once, from noise alone; ``process`` None: a regression, without noise.
+
+    ``given``: context, actions, proprio, tokens and level, as ``ActionUNet.forward`` takes them.
+    """
+    levels = (process or Edm()).start(len(noise)).to(given[0].device)
+    noise = noise.to(given[0].device)
+    nothing = torch.zeros_like(noise)
+    noisy = nothing if process is None else process.mix(nothing, noise, levels[:, None, None, None])
+    return unet(noisy, (process or Edm()).scales(levels), *given)
 
 
-def to_bytes(pixels: Float[Tensor, "*b"]) -> UInt8[Tensor, "*b"]:
-    """[-1, 1] to bytes, rounded: what a context made of predictions is quantised to, as recorded frames are."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+def start_noise(
+    shape: torch.Size, generator: torch.Generator | Sequence[torch.Generator], offset: float
+) -> Float[Tensor, "b c h w"]:
+    """Unit noise from one generator, or one per row, plus ``offset`` times noise that a channel's pixels share."""
+    if isinstance(generator, torch.Generator):
+        noise = torch.randn(shape, generator=generator)
+        return noise + offset * torch.randn((*shape[:2], 1, 1), generator=generator) if offset else noise
+    if len(generator) != shape[0]:
+        raise ValueError(f"expected one generator or {shape[0]}, one per row, got {len(generator)}")
+    return torch.cat([start_noise(torch.Size((1, *shape[1:])), each, offset) for each in generator])

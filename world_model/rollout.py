@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from data.store import ReplayStore
+from data.text import tokenize
+from data.types import Success
+from world_model.frames import stack_cameras
 from world_model.pipeline import WorldModelPipeline
-from world_model.training import stack_cameras
 
 CARRIED = 0.12
 """Share of a step's squared error that stays in every later frame: on Meta-World the error of the eighth open-loop step
@@ -40,6 +42,58 @@ def read_context(store: ReplayStore, episode: int, step: int, context: int) -> C
         frames=stack_cameras(frames, store.spec.cameras),
         proprio=torch.from_numpy(store.column(episode, "proprio")[rows].copy()),
         actions=torch.from_numpy(actions.astype(np.float32)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """What was recorded from some steps on: contexts, and up to ``s`` steps after them."""
+
+    contexts: Sequence[Context]
+    instruction: Sequence[str]
+    action: Float[Tensor, "b s a"]
+    """Zero after the end of an episode."""
+    frames: UInt8[Tensor, "b s c h w"]
+    """After each action; the last one repeats after the end."""
+    proprio: Float[Tensor, "b s p"]
+    mask: Bool[Tensor, "b s"]
+    """The step was recorded."""
+    done: Bool[Tensor, "b s"]
+    """The step's frame shows success: the episode succeeded and terminated there."""
+
+    def tokens(self) -> Int[Tensor, "b l"]:
+        """Words of the instructions."""
+        return torch.tensor([tokenize(text) for text in self.instruction])
+
+
+def read_windows(
+    store: ReplayStore, places: Sequence[tuple[int, int]], *, context: int, horizon: int
+) -> Windows:
+    """Read the windows that begin at ``places`` (episode, step)."""
+    spec, table = store.spec, store.episodes
+    b = len(places)
+    action = torch.zeros(b, horizon, spec.action_dim)
+    proprio = torch.zeros(b, horizon, spec.proprio_dim)
+    frames = torch.zeros(b, horizon, 3 * len(spec.cameras), spec.image_size, spec.image_size, dtype=torch.uint8)
+    steps = torch.zeros(b, dtype=torch.long)
+    succeeds = torch.zeros(b, dtype=torch.bool)
+    for i, (episode, start) in enumerate(places):
+        length = int(table.length[episode])
+        left = min(horizon, length - start)
+        rows = start + 1 + np.minimum(np.arange(horizon), left - 1)
+        action[i, :left] = torch.from_numpy(store.column(episode, "action")[start : start + left].copy())
+        proprio[i] = torch.from_numpy(store.column(episode, "proprio")[rows].copy())
+        seen = {c: torch.from_numpy(store.column(episode, f"rgb_{c}")[rows].copy()) for c in spec.cameras}
+        frames[i] = stack_cameras(seen, spec.cameras)
+        steps[i] = left
+        ended = start + left == length and bool(store.column(episode, "terminated")[length - 1])
+        succeeds[i] = ended and table.success[episode] == Success.YES.value
+    number = torch.arange(horizon)
+    return Windows(
+        contexts=[read_context(store, episode, start, context) for episode, start in places],
+        instruction=[str(table.instruction[episode]) for episode, _ in places],
+        action=action, frames=frames, proprio=proprio, mask=number < steps[:, None],
+        done=(number == steps[:, None] - 1) & succeeds[:, None],
     )
 
 
@@ -86,6 +140,38 @@ def open_loop(
         proprio=torch.stack([output.proprio for output in outputs], dim=1).cpu(),
         error=torch.stack([output.error for output in outputs], dim=1).cpu(),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImaginedFrames:
+    """Open-loop rollouts of recorded actions: what the simulator or robot recorded labels what was imagined."""
+
+    frames: UInt8[Tensor, "b s1 c h w"]
+    """From the last context frame on."""
+    proprio: Float[Tensor, "b s1 p"]
+    tokens: Int[Tensor, "b l"]
+    mask: Bool[Tensor, "b s"]
+    done: Bool[Tensor, "b s"]
+
+    def pools(self) -> tuple[Int[Tensor, "n 2"], Int[Tensor, "m 2"]]:
+        """Window and step of frames that show success, and of those that do not."""
+        return self.done.nonzero(), (self.mask & ~self.done).nonzero()
+
+
+def imagine_windows(
+    pipeline: WorldModelPipeline, windows: Windows, *, seed: int, inference_steps: int
+) -> ImaginedFrames:
+    """Roll the recorded actions of ``windows`` out in the model."""
+    generator = torch.Generator().manual_seed(seed)
+    imagined = open_loop(
+        pipeline, windows.contexts, windows.action, windows.instruction, generator=generator,
+        inference_steps=inference_steps)
+    last = torch.stack([context.frames[-1] for context in windows.contexts])
+    proprio = torch.stack([context.proprio[-1] for context in windows.contexts])
+    return ImaginedFrames(
+        frames=torch.cat([last[:, None], imagined.frames], 1),
+        proprio=torch.cat([proprio[:, None], imagined.proprio], 1),
+        tokens=windows.tokens(), mask=windows.mask, done=windows.done)
 
 
 def accumulate(errors: Float[Tensor, "b s"]) -> Float[Tensor, " b"]:

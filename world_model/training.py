@@ -7,7 +7,7 @@ not ends.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -21,8 +21,10 @@ from data.store import ReplayStore
 from data.text import tokenize
 from data.types import Success
 from world_model.config import WorldModelConfig
+from world_model.frames import stack_cameras, to_bytes, to_pixels
 from world_model.model import ActionUNet, Prediction
-from world_model.pipeline import to_pixels
+from world_model.pipeline import one_step, start_noise
+from world_model.rollout import ImaginedFrames
 from world_model.success import SuccessModel, balanced_loss
 
 VIDEO_STREAM, SUCCESS_STREAM = 11, 12
@@ -49,7 +51,7 @@ class VideoModule(lightning.LightningModule):
 
     def __init__(self, config: WorldModelConfig, unet: ActionUNet, seed: int) -> None:
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config, self.seed, self.process = config, seed, config.process()
         self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg] # diffusers wraps ``to``
         self.average = copy.deepcopy(self.unet).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -67,15 +69,14 @@ class VideoModule(lightning.LightningModule):
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.steps)
-        prediction, target, sigma = self._predict(batch)
+        prediction, target, sigma, one_step = self._predict(batch)
         error = (prediction.frame - target).square().mean((1, 2, 3))
-        weight = (sigma**2 + config.sigma_data**2) / (sigma * config.sigma_data) ** 2
+        weight = 1.0 if config.objective == "regression" else self.process.weight(sigma)
         proprio = ((prediction.proprio - batch["proprio"][:, -1]) / self.unet.scale).square().mean()
         root = error.detach().sqrt().clamp(min=1e-4)
-        one_step = (sigma == config.sigma_max).float()
         calibration = ((prediction.error.log() - root.log()).square() * one_step).mean()
         frame = (weight * error).mean()
-        self._note_typical_error(root, sigma)
+        self._note_typical_error(root[one_step])
         report = {"loss": frame, "rmse": root.mean() / 2, "proprio_loss": proprio}
         if self.log_to is not None:
             self.log_to(self.steps, {f"world_model/{name}": float(value.detach()) for name, value in report.items()})
@@ -94,35 +95,63 @@ class VideoModule(lightning.LightningModule):
             for average, latest in zip(self.average.buffers(), self.unet.buffers(), strict=True):
                 average.copy_(latest)
 
-    def _predict(self, batch: Batch) -> tuple[Prediction, Tensor, Tensor]:
-        """Noise the target and the context; returns the prediction, the target ``[b, c, h, w]`` and sigma ``[b]``."""
-        config, frames = self.config, to_pixels(batch["frames"])
-        context, target = frames[:, : config.context], frames[:, config.context]
-        generator = keyed_generator(self.seed, self.steps, VIDEO_STREAM)
-        rows = len(target)
+    def _predict(self, batch: Batch) -> tuple[Prediction, Tensor, Tensor, Tensor]:
+        """Prediction, target ``[b, c, h, w]``, noise level ``[b]``, and which rows are where sampling starts.
 
-        def draw(kind: Callable[..., Tensor], shape: torch.Size | tuple[int, ...]) -> Tensor:
-            return kind(shape, generator=generator).to(target.device)
-
-        level = config.context_noise * draw(torch.rand, (rows,))
-        context = context + level[:, None, None, None, None] * draw(torch.randn, context.shape)
-        sigma = torch.full_like(level, config.sigma_max)
-        if config.objective == "edm":
-            normal = torch.exp(config.sigma_log_mean + config.sigma_log_std * draw(torch.randn, (rows,)))
-            sigma = torch.where(draw(torch.rand, (rows,)) < config.start_share, sigma, normal)
-            noisy = target + sigma[:, None, None, None] * draw(torch.randn, target.shape)
-        else:
+        The generator's order of draws is part of what makes a fit reproducible.
+        """
+        config, generator = self.config, keyed_generator(self.seed, self.steps, VIDEO_STREAM)
+        frames, proprio = self._imagined_contexts(batch, generator)
+        seen = config.rollout_steps
+        target, rows = to_pixels(batch["frames"][:, -1]), len(frames)
+        context = frames[:, seen : seen + config.context]
+        level = config.context_noise * torch.rand(rows, generator=generator).to(target.device)
+        noise = torch.randn(context.shape, generator=generator).to(target.device)
+        context = context + level[:, None, None, None, None] * noise
+        at_start = torch.rand(rows, generator=generator) < config.start_share
+        levels = self.process.levels(torch.randn(rows, generator=generator))
+        noise = start_noise(target.shape, generator, config.offset_noise).to(target.device)
+        if config.objective == "regression":
+            at_start = torch.ones(rows, dtype=torch.bool)
             noisy = torch.zeros_like(target)
-        proprio = batch["proprio"][:, : config.context]
-        prediction = self.unet(noisy, sigma, context, batch["action"], proprio, batch["tokens"], level)
-        return prediction, target, sigma
+        sigma = torch.where(at_start, self.process.start(rows), levels).to(target.device)
+        if config.objective != "regression":
+            noisy = self.process.mix(target, noise, sigma[:, None, None, None])
+        given = context, batch["action"][:, seen:], proprio[:, seen : seen + config.context], batch["tokens"], level
+        return self.unet(noisy, self.process.scales(sigma), *given), target, sigma, at_start.to(target.device)
 
-    def _note_typical_error(self, root: Tensor, sigma: Tensor) -> None:
-        """Keep a running mean of the one-step error: the unit of ``WorldModelOutput.error``."""
-        one_step = root[sigma == self.config.sigma_max]
-        if len(one_step):
+    @torch.no_grad()
+    def _imagined_contexts(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Recorded windows ``[b, r + t + 1]`` as pixels, in which some rows' newest frames are the model's own.
+
+        The model that samples later reads what it wrote; trained on recordings alone it has never seen that. Row by
+        row up to ``rollout_steps`` are rolled, each the same number in every batch, so that kernels keep their shapes.
+        """
+        config = self.config
+        frames, proprio, rows = to_pixels(batch["frames"]), batch["proprio"].clone(), len(batch["frames"])
+        length = config.rollout_steps
+        rolled = round(config.rollout_share * rows) if length else 0
+        steps = np.sort(np.arange(rolled) % length + 1) if rolled else np.zeros(0, int)
+        order = torch.randperm(rows, generator=generator)  # a batch is sorted by source
+        for left in range(length, 0, -1):
+            active = order[rows - int((steps >= left).sum()) :]
+            if not len(active):
+                continue
+            at = length - left + config.context
+            past = slice(at - config.context, at)
+            noise = start_noise(frames[active, at].shape, generator, config.offset_noise)
+            given = (frames[active, past], batch["action"][active, past], proprio[active, past],
+                     batch["tokens"][active], torch.zeros(len(active), device=frames.device))
+            prediction = one_step(self.unet, None if config.objective == "regression" else self.process, noise, *given)
+            frames[active, at] = to_pixels(to_bytes(prediction.frame))
+            proprio[active, at] = prediction.proprio.to(proprio.dtype)
+        return frames, proprio
+
+    def _note_typical_error(self, root: Tensor) -> None:
+        """Keep a running mean of the error at the start of sampling: the unit of ``WorldModelOutput.error``."""
+        if len(root):
             decay = min(TYPICAL_ERROR_DECAY, self.steps / (self.steps + 1))
-            self.unet.typical_error.lerp_(one_step.mean(), 1 - decay)
+            self.unet.typical_error.lerp_(root.mean(), 1 - decay)
 
 
 class SuccessModule(lightning.LightningModule):
@@ -142,7 +171,8 @@ class SuccessModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Class-balanced cross entropy."""
-        loss = balanced_loss(self.model.balanced_logit(batch["frames"], batch["tokens"]), batch["label"])
+        logit = self.model.balanced_logit(batch["frames"], batch["proprio"], batch["tokens"])
+        loss = balanced_loss(logit, batch["label"])
         if self.log_to is not None:
             self.log_to(self.steps, {"world_model/success_loss": float(loss.detach())})
         return loss
@@ -157,13 +187,17 @@ class SuccessModule(lightning.LightningModule):
 
 
 class SuccessSampler:
-    """Frames of episodes with known success: every other one shows success, the rest are drawn among all others.
+    """Pairs of consecutive frames of episodes with known success; every other pair's newest frame shows success.
 
     A frame shows success when it is the last of a successful episode that terminated there (``StepBatch``).
+    ``imagined`` takes ``imagined_share`` of either half.
     """
 
-    def __init__(self, store: ReplayStore, *, sources: Mapping[str, float], seed: int) -> None:
-        self.store, self.seed = store, seed
+    def __init__(
+        self, store: ReplayStore, *, sources: Mapping[str, float], seed: int, imagined: ImaginedFrames | None = None,
+        imagined_share: float = 0.5,
+    ) -> None:
+        self.store, self.seed, self.imagined, self.share = store, seed, imagined, imagined_share
         episodes = store.episodes
         drawn = [name for name, weight in sources.items() if weight > 0]
         known = np.isin(episodes.source, drawn) & (episodes.success != Success.UNKNOWN.value)
@@ -174,6 +208,7 @@ class SuccessSampler:
             over = episodes.success[index] == Success.YES.value and bool(store.column(index, "terminated")[length - 1])
             self.not_done += [(index, step) for step in range(length + (not over))]
             self.done += [(index, length)] if over else []
+        self.pools = (torch.empty(0, 2), torch.empty(0, 2)) if imagined is None else imagined.pools()
 
     @property
     def usable(self) -> bool:
@@ -186,19 +221,33 @@ class SuccessSampler:
         return len(self.done) / (len(self.done) + len(self.not_done))
 
     def sample(self, step: int, batch: int) -> Batch:
-        """``frames uint8 [b, c, h, w]``, ``tokens [b, l]``, ``label [b]``."""
+        """``frames uint8 [b, 2, c, h, w]``, ``proprio [b, 2, p]``, ``tokens [b, l]``, ``label [b]``."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, SUCCESS_STREAM]))
-        picks = [
-            pool[rng.integers(len(pool))] for i in range(batch) for pool in [self.done if i % 2 == 0 else self.not_done]
-        ]
-        frames = {
-            camera: torch.from_numpy(np.stack([self.store.column(e, f"rgb_{camera}")[step] for e, step in picks]))
-            for camera in self.store.spec.cameras
-        }
-        tokens = [tokenize(str(self.store.episodes.instruction[episode])) for episode, _ in picks]
-        label = torch.arange(batch) % 2 == 0
-        pixels = stack_cameras(frames, self.store.spec.cameras)
-        return {"frames": pixels, "tokens": torch.tensor(tokens), "label": label}
+        rows = [self._draw(rng, shows_success=i % 2 == 0) for i in range(batch)]
+        frames, proprio, tokens = zip(*rows, strict=True)
+        return {"frames": torch.stack(frames), "proprio": torch.stack(proprio), "tokens": torch.stack(tokens),
+                "label": torch.arange(batch) % 2 == 0}
+
+    def _draw(self, rng: np.random.Generator, *, shows_success: bool) -> tuple[Tensor, Tensor, Tensor]:
+        pool = self.pools[0 if shows_success else 1]
+        if self.imagined is not None and len(pool) and rng.random() < self.share:
+            window, at = pool[int(rng.integers(len(pool)))].tolist()
+            pair = slice(at, at + 2)
+            return self.imagined.frames[window, pair], self.imagined.proprio[window, pair], self.imagined.tokens[window]
+        recorded = self.done if shows_success else self.not_done
+        episode, step = recorded[int(rng.integers(len(recorded)))]
+        frames, proprio, tokens = recorded_pairs(self.store, episode, [step])
+        return frames[0], proprio[0], tokens[0]
+
+
+def recorded_pairs(store: ReplayStore, episode: int, steps: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames ``[n, 2, c, h, w]`` and proprio ``[n, 2, p]`` of ``steps`` and of those before them, words ``[n, l]``."""
+    now = np.asarray(steps)
+    rows = np.stack([np.maximum(now - 1, 0), now], axis=1)
+    frames = {c: torch.from_numpy(store.column(episode, f"rgb_{c}")[rows].copy()) for c in store.spec.cameras}
+    proprio = torch.from_numpy(store.column(episode, "proprio")[rows].copy())
+    tokens = torch.tensor(tokenize(str(store.episodes.instruction[episode])))
+    return stack_cameras(frames, store.spec.cameras), proprio, tokens.expand(len(now), -1)
 
 
 class VideoSampler:
@@ -206,7 +255,9 @@ class VideoSampler:
 
     def __init__(self, store: ReplayStore, config: WorldModelConfig, seed: int) -> None:
         self.cameras = store.spec.cameras
-        self.steps = StepSampler(store, sources=config.sources, context=config.context, horizon=1, seed=seed)
+        self.steps = StepSampler(
+            store, sources=config.sources, context=config.context + config.rollout_steps, horizon=1, seed=seed
+        )
 
     def sample(self, step: int, batch: int) -> Batch:
         """``frames uint8 [b, s+1, c, h, w]``, ``proprio [b, s+1, p]``, ``action [b, s, a]``, ``tokens [b, l]``."""
@@ -237,17 +288,6 @@ class _Batches(IterableDataset):
 
     def __len__(self) -> int:
         return len(self.steps)
-
-
-def stack_cameras(frames: Mapping[str, Tensor], cameras: tuple[str, ...]) -> Tensor:
-    """``uint8 [..., h, w, 3]`` per camera to ``uint8 [..., c, h, w]``, cameras in the spec's order."""
-    return torch.cat([frames[camera] for camera in cameras], dim=-1).movedim(-1, -3).contiguous()
-
-
-def split_cameras(frames: Tensor, cameras: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Inverse of ``stack_cameras``, as NumPy copies."""
-    last = frames.movedim(-3, -1).cpu()
-    return {camera: last[..., 3 * i : 3 * i + 3].contiguous().numpy() for i, camera in enumerate(cameras)}
 
 
 def keyed_generator(*key: int) -> torch.Generator:

@@ -70,6 +70,35 @@ def test_branch_points_are_uniform_over_recorded_steps(learner, store):
     assert ((counts - expected) ** 2 / expected).sum() < 110  # chi-square, 59 degrees of freedom, p = 1e-4
 
 
+def test_starts_near_success_failure_and_beginning(learner, store):
+    table = store.episodes
+    won = set(np.flatnonzero(table.success == "yes"))
+    near = imagine(learner, store, n=1, horizon=3, starts={"near_success": 1.0})
+    for seed in range(300):
+        branch = near.branch(seed)
+        assert branch.episode in won
+        assert 1 <= table.length[branch.episode] - branch.step <= 3
+    failed = imagine(learner, store, n=1, starts={"failure": 1.0})
+    assert {failed.branch(seed).episode for seed in range(2000)} == set(range(60)) - won
+    first = imagine(learner, store, n=1, starts={"beginning": 1.0})
+    assert [first.branch(seed).episode for seed in range(60)] == list(range(60))
+    assert {first.branch(seed).step for seed in range(60)} == {0}
+    mixed = imagine(learner, store, n=1, starts={"beginning": 1.0, "failure": 3.0})
+    kinds = [mixed.branch(seed).provenance["start"] for seed in range(2000)]
+    assert kinds.count("failure") / 2000 == pytest.approx(0.75, abs=0.04)  # 4 standard errors
+    with pytest.raises(UserError, match=r"expected weights of uniform, beginning, near_success, failure, got"):
+        ImaginationConfig(starts={"keyframes": 1.0})
+
+
+def test_uncertain_episodes_are_cut_short(learner, store):
+    free, gated = (imagine(learner, store, horizon=6, max_uncertainty=limit) for limit in (None, 1e-6))
+    for env, steps in ((free, 6), (gated, 1)):
+        fix_probability(env, [lambda age: 0.1] * 3)
+        reset(env, [1, 2, 3])
+        ended = [env.step(np.zeros((3, 2), np.float32))[3].all() for _ in range(steps)]
+        assert ended == [False] * (steps - 1) + [True]
+
+
 def test_only_the_newest_of_the_chosen_source(learner, store):
     env = imagine(learner, store, n=1, sources=("real",), newest=5)
     assert {env.branch(seed).episode for seed in range(200)} == set(range(55, 60))

@@ -1,13 +1,14 @@
-import numpy as np
 import pytest
 import torch
 from diffusers import EDMEulerScheduler
-from hypothesis import given
-from hypothesis import strategies as st
 
-from world_model.model import ActionUNet, preconditioning
-from world_model.pipeline import WorldModelPipeline, to_bytes, to_pixels
+from world_model.frames import to_bytes, to_pixels
+from world_model.model import ActionUNet
+from world_model.pipeline import WorldModelPipeline, start_noise
+from world_model.process import Edm, Flow
 from world_model.quiet import quiet
+
+SCALES = Edm().scales(torch.full((3,), 2.0))
 
 
 def tiny(cameras=1, action_dim=2, proprio_dim=3):
@@ -26,25 +27,6 @@ def inputs(model, rows=3):
     return frames, actions, torch.rand(rows, 4, config.proprio_dim, generator=g), ["push the red button"] * rows
 
 
-@given(sigma=st.floats(1e-3, 80), sigma_data=st.floats(0.1, 2))
-def test_preconditioning_is_karras_table_1(sigma, sigma_data):
-    s = torch.tensor([sigma], dtype=torch.float64)
-    c_skip, c_out, c_in, c_noise = (float(value) for value in preconditioning(s, sigma_data))
-    assert c_skip == pytest.approx(sigma_data**2 / (sigma**2 + sigma_data**2))
-    assert c_out == pytest.approx(sigma * sigma_data / (sigma_data**2 + sigma**2) ** 0.5)
-    assert c_in == pytest.approx(1 / (sigma**2 + sigma_data**2) ** 0.5)
-    assert c_noise == pytest.approx(np.log(sigma) / 4)
-
-
-def test_preconditioning_is_the_schedulers():
-    scheduler = EDMEulerScheduler(sigma_data=0.5)
-    sigma, sample, output = torch.tensor(1.7), torch.randn(2, 3), torch.randn(2, 3)
-    c_skip, c_out, c_in, c_noise = preconditioning(sigma[None], 0.5)
-    assert torch.allclose(scheduler.precondition_inputs(sample, sigma), c_in * sample)
-    assert torch.allclose(scheduler.precondition_noise(sigma), c_noise)
-    assert torch.allclose(scheduler.precondition_outputs(sample, output, sigma), c_skip * sample + c_out * output)
-
-
 def test_the_model_is_preconditioned():
     model = tiny().eval()
     noisy, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.3, 5.0])
@@ -53,7 +35,7 @@ def test_the_model_is_preconditioned():
     context, other = torch.zeros(2, 4, 3, 16, 16), torch.zeros(2, 4, 2)
     tokens, level = torch.ones(2, 24, dtype=torch.long), torch.zeros(2)
     with torch.no_grad():
-        frame = model(noisy, sigma, context, other, torch.zeros(2, 4, 3), tokens, level).frame
+        frame = model(noisy, Edm().scales(sigma), context, other, torch.zeros(2, 4, 3), tokens, level).frame
     s = sigma[:, None, None, None]
     fed = torch.nn.functional.pixel_shuffle(seen["inputs"], 2)[:, :3]
     assert torch.allclose(fed, noisy / (s**2 + 0.25).sqrt(), atol=1e-5)
@@ -68,12 +50,12 @@ def test_gradients_reach_every_parameter(cameras, action_dim):
     frames, actions, proprio, _ = inputs(model)
     tokens = torch.tensor([[3, 5] + [0] * 22] * 3)
     pixels = to_pixels(frames)
-    prediction = model(pixels[:, -1], torch.full((3,), 2.0), pixels, actions, proprio, tokens, torch.zeros(3))
+    prediction = model(pixels[:, -1], SCALES, pixels, actions, proprio, tokens, torch.zeros(3))
     assert prediction.frame.shape == (3, 3 * cameras, 16, 16)
     assert prediction.proprio.shape == (3, 3)
     assert prediction.error.shape == (3,)
     torch.nn.init.normal_(model.proprio_head[-1].weight)
-    prediction = model(pixels[:, -1], torch.full((3,), 2.0), pixels, actions, proprio, tokens, torch.zeros(3))
+    prediction = model(pixels[:, -1], SCALES, pixels, actions, proprio, tokens, torch.zeros(3))
     (prediction.frame.square().mean() + prediction.proprio.square().mean() + prediction.error.mean()).backward()
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
 
@@ -83,20 +65,22 @@ def test_the_error_head_sends_no_gradient_to_the_rest():
     frames, actions, proprio, _ = inputs(model)
     pixels = to_pixels(frames)
     tokens = torch.ones(3, 24, dtype=torch.long)
-    error = model(pixels[:, -1], torch.full((3,), 2.0), pixels, actions, proprio, tokens, torch.zeros(3)).error
+    error = model(pixels[:, -1], SCALES, pixels, actions, proprio, tokens, torch.zeros(3)).error
     error.sum().backward()
     touched = {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None}
     assert touched == {"error_head"}
 
 
-@pytest.mark.parametrize("objective", ["edm", "regression"])
+@pytest.mark.parametrize("objective", ["edm", "flow", "regression"])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_saved_pipeline_predicts_the_same_bits(tmp_path, objective, steps):
     with quiet():
-        pipeline = WorldModelPipeline(unet=tiny().eval(), scheduler=EDMEulerScheduler(), objective=objective)
+        scheduler = (Flow() if objective == "flow" else Edm()).scheduler()
+        pipeline = WorldModelPipeline(unet=tiny().eval(), scheduler=scheduler, objective=objective, offset_noise=0.1)
         pipeline.save_pretrained(tmp_path)
         again = WorldModelPipeline.from_pretrained(tmp_path)
     assert again.config.objective == objective
+    assert again.process == (Flow() if objective == "flow" else Edm())
     given = inputs(pipeline.unet)
     first = pipeline(*given, torch.Generator().manual_seed(5), num_inference_steps=steps)
     second = again(*given, torch.Generator().manual_seed(5), num_inference_steps=steps)
@@ -119,3 +103,11 @@ def test_bytes_survive_the_round_trip_to_pixels():
     values = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(to_pixels(values)), values)
     assert to_bytes(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_offset_noise_moves_a_channel_as_a_whole():
+    plain, moved = (start_noise(torch.Size((2, 3, 16, 16)), torch.Generator().manual_seed(3), offset)
+                    for offset in (0.0, 0.5))
+    difference = moved - plain
+    assert torch.allclose(difference, difference.mean((2, 3), keepdim=True).expand_as(difference), atol=1e-6)
+    assert difference.std() > 0.1
