@@ -66,6 +66,9 @@ class WorldModelConfig:
     """Steps of these."""
     success_batch: int = 32
     success_learning_rate: float = 1e-3
+    success_weight_decay: float = 0.1
+    success_shift: int = 4
+    """Pixels by which its training frames are moved at random."""
 
     def __post_init__(self) -> None:
         _choice("objective", self.objective, OBJECTIVES)
@@ -75,7 +78,7 @@ class WorldModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("warmup", "round_learning_rate", "steps", "round_steps", "success_ratio", "context_noise",
-                     "offset_noise", "rollout_steps", "success_windows"):
+                     "offset_noise", "rollout_steps", "success_windows", "success_shift"):
             if getattr(self, name) < 0:
                 raise UserError(f"world_model.{name}: expected at least 0, got {getattr(self, name)}")
         if not self.widths or any(width % 8 or width < 8 for width in self.widths):

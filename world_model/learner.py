@@ -84,7 +84,7 @@ class WorldModelLearner:
             self._video = VideoModule(config, unet, seed)
             self._success = SuccessModule(config, SuccessModel(
                 cameras=len(spec.cameras), proprio_dim=spec.proprio_dim, proprio_mean=statistics.proprio_mean.tolist(),
-                proprio_std=statistics.proprio_std.tolist()))
+                proprio_std=statistics.proprio_std.tolist()), seed)
 
     def fit(self, store: ReplayStore, steps: int, *, log: Log | None = None) -> dict[str, float]:
         """Train the video model for ``steps`` and the success model for ``success_ratio`` times as many.
@@ -157,7 +157,7 @@ class WorldModelLearner:
         self._success.optimizer.load_state_dict(copy.deepcopy(state["success_optimizer"]))
         self._video.steps, self._success.steps = state["steps"], state["success_steps"]
         self.version, self.seed, self._best_error = state["version"], state["seed"], state["best_error"]
-        self._video.seed = self.seed
+        self._video.seed = self._success.seed = self.seed
         self._cached = None
 
     def save_pretrained(self, folder: str | Path) -> None:

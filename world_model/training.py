@@ -13,6 +13,8 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -31,6 +33,8 @@ VIDEO_STREAM, SUCCESS_STREAM = 11, 12
 PROPRIO_WEIGHT = 1.0
 ERROR_WEIGHT = 0.1
 TYPICAL_ERROR_DECAY = 0.98
+SUCCESS_FLOOR = 0.05
+"""Share of the success model's learning rate that is left after the first fit."""
 
 Batch = dict[str, Any]
 Log = Callable[[int, Mapping[str, float]], None]
@@ -157,11 +161,13 @@ class VideoModule(lightning.LightningModule):
 class SuccessModule(lightning.LightningModule):
     """Fits ``SuccessModel`` on frames of episodes whose outcome is known, half of them showing success."""
 
-    def __init__(self, config: WorldModelConfig, model: SuccessModel) -> None:
+    def __init__(self, config: WorldModelConfig, model: SuccessModel, seed: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.seed, self.first_steps = config, seed, round(config.steps * config.success_ratio)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg] # diffusers wraps ``to``
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.success_learning_rate, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.success_learning_rate, weight_decay=config.success_weight_decay,
+            fused=True)
         self.steps = 0
         self.log_to: Log | None = None
 
@@ -171,7 +177,12 @@ class SuccessModule(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Class-balanced cross entropy."""
-        logit = self.model.balanced_logit(batch["frames"], batch["proprio"], batch["tokens"])
+        generator = keyed_generator(self.seed, self.steps, SUCCESS_STREAM)
+        frames = shift_frames(batch["frames"], self.config.success_shift, generator)
+        fall = min(1.0, 2 - 2 * (self.steps + 1) / max(1, self.first_steps))  # held from the end of the first fit on
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.success_learning_rate * max(fall, SUCCESS_FLOOR)
+        logit = self.model.balanced_logit(frames, batch["proprio"], batch["tokens"])
         loss = balanced_loss(logit, batch["label"])
         if self.log_to is not None:
             self.log_to(self.steps, {"world_model/success_loss": float(loss.detach())})
@@ -288,6 +299,22 @@ class _Batches(IterableDataset):
 
     def __len__(self) -> int:
         return len(self.steps)
+
+
+def shift_frames(
+    frames: UInt8[Tensor, "b n c h w"], most: int, generator: torch.Generator
+) -> UInt8[Tensor, "b n c h w"]:
+    """Move the pictures of each row together by up to ``most`` pixels each way, repeating the border.
+
+    The few hundred successes of a store are learned by heart otherwise.
+    """
+    if not most:
+        return frames
+    size = frames.shape[-1]
+    padded = F.pad(frames.flatten(1, 2).float(), (most,) * 4, mode="replicate").to(torch.uint8)
+    places = torch.randint(0, 2 * most + 1, (len(frames), 2), generator=generator).tolist()
+    moved = [padded[i, :, y : y + size, x : x + size] for i, (x, y) in enumerate(places)]
+    return torch.stack(moved).unflatten(1, frames.shape[1:3])
 
 
 def keyed_generator(*key: int) -> torch.Generator:
