@@ -118,6 +118,8 @@ class ImaginationConfig:
     """Training iterations from one audit to the next."""
     sources: tuple[str, ...] = ("sim", "real")
     """Where branch points come from. Never ``imagined``: errors would feed on themselves."""
+    tasks: tuple[str, ...] | None = None
+    """Branch from episodes of these tasks; None: of all."""
     newest: int | None = None
     """Branch from the newest so many episodes of each source; None: from all."""
     inference_steps: int = 1

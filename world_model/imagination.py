@@ -161,19 +161,21 @@ class ImaginationEnv:
         A kind without any (no failures yet) is left out; when none is left, all recorded steps are drawn alike.
         """
         table, newest, config = self.store.episodes, self.config.newest, self.config
-        chosen = [np.flatnonzero(table.source == source) for source in config.sources]
+        wanted = np.ones(len(table), bool) if config.tasks is None else np.isin(table.task, config.tasks)
+        chosen = [np.flatnonzero(wanted & (table.source == source)) for source in config.sources]
         recorded = np.concatenate([indices if newest is None else indices[-newest:] for indices in chosen])
         if len(recorded) == 0:
             raise UserError(
-                f"imagination branches from recorded episodes of {' or '.join(config.sources)}, but the replay "
-                f"store {self.store.path} has none; collect or ingest some first"
+                f"imagination branches from recorded episodes of {' or '.join(config.sources)}"
+                + (f" and of {', '.join(config.tasks)}" if config.tasks else "")
+                + f", but the replay store {self.store.path} has none; collect or ingest some first"
             )
         outcome, length = table.success[recorded], table.length[recorded]
         places = {"uniform": length, "beginning": np.ones_like(length),
                   "near_success": np.where(outcome == Success.YES.value, np.minimum(length, config.horizon), 0),
                   "failure": np.where(outcome == Success.NO.value, length, 0)}
-        wanted = [kind for kind in STARTS if config.starts.get(kind, 0) > 0 and places[kind].any()] or ["uniform"]
-        return {kind: (recorded[places[kind] > 0], np.cumsum(places[kind][places[kind] > 0])) for kind in wanted}
+        kinds = [kind for kind in STARTS if config.starts.get(kind, 0) > 0 and places[kind].any()] or ["uniform"]
+        return {kind: (recorded[places[kind] > 0], np.cumsum(places[kind][places[kind] > 0])) for kind in kinds}
 
     def _parts(self, rows: np.ndarray) -> list[_Part]:
         """Rows in groups of ``micro_batch``, the last one padded by repeating its first row."""
