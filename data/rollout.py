@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.types import Behaviour, Env, Observation, Policy, Success, Trajectory
+from data.types import Behaviour, Env, Foreseeing, Observation, Policy, Success, Trajectory
 
 
 def decision_seed(seed: int, decision: int) -> int:
@@ -59,7 +59,7 @@ def rollout(
                 playing[row] = _Recorder(env, row, seed, observation, info)
         if not playing:
             return
-        _decide(policy, playing, observation, info, sample=sample)
+        _decide(env, policy, playing, observation, info, sample=sample)
         actions = np.zeros((env.num_envs, env.spec.action_dim), np.float32)
         for row, recorder in playing.items():
             actions[row] = recorder.next_action()
@@ -72,7 +72,9 @@ def rollout(
                 yield playing.pop(row).finish()
 
 
-def _decide(policy: Policy, playing: dict[int, _Recorder], observation: dict, info: dict, *, sample: bool) -> None:
+def _decide(
+    env: Env, policy: Policy, playing: dict[int, _Recorder], observation: dict, info: dict, *, sample: bool
+) -> None:
     """Ask the policy for a chunk for every row that has none left."""
     rows = [row for row in sorted(playing) if not playing[row].chunk]
     if not rows:
@@ -87,6 +89,8 @@ def _decide(policy: Policy, playing: dict[int, _Recorder], observation: dict, in
     for index, row in enumerate(rows):
         clipped = np.clip(action.action[index], -1, 1).astype(np.float32)
         playing[row].take(clipped, action.token[index], action.log_prob[index], policy.version)
+        if isinstance(env, Foreseeing):
+            env.foresee(row, clipped)
 
 
 class _Recorder:

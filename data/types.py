@@ -304,6 +304,15 @@ class Env(Protocol):
 
 
 @runtime_checkable
+class Foreseeing(Protocol):
+    """An Env that works ahead when it hears what a row is about to do."""
+
+    def foresee(self, row: int, actions: np.ndarray) -> None:
+        """Actions ``float32 [n, a]`` that ``row`` takes in its next ``n`` steps, unless its episode ends before."""
+        ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Anything that acts: a VLA, or a scripted expert behind the same face."""
 

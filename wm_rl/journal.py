@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -36,6 +39,12 @@ class Journal:
             file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
         for logger in self.loggers:
             logger.log_metrics({f"{kind}/{name}": value for name, value in metrics.items()}, step)
+
+    def show(self, name: str, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Give a picture to the loggers that take some (TensorBoard)."""
+        for logger in self.loggers if self.enabled else ():
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, picture, step, dataformats="HWC")
 
     def rewind(self, steps: dict[str, int]) -> None:
         """After a resume: drop what was recorded at or after ``steps[kind]``, so that nothing is told twice."""

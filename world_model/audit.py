@@ -53,7 +53,7 @@ def audit(
     ``audit/psnr_copy`` are of the last frame, in dB; ``audit/uncertainty`` is the model's own estimate for it.
     """
     places = [(e, max(0, int(store.episodes.length[e]) - horizon)) for e in episodes]
-    windows = read_windows(store, places, context=pipeline.unet.config["context"], horizon=horizon)
+    windows = read_windows(store, places, context=pipeline.denoiser.config["context"], horizon=horizon)
     imagined = open_loop(
         pipeline, windows.contexts, windows.action, windows.instruction,
         generator=torch.Generator().manual_seed(seed), inference_steps=inference_steps)

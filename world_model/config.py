@@ -9,6 +9,7 @@ from data.types import Source, UserError
 from world_model.process import OBJECTIVES, Edm, Flow, Process
 
 STARTS = ("uniform", "beginning", "near_success", "failure")
+NETWORKS = ("unet", "transformer")
 PRECISIONS = ("bf16-mixed", "32-true")
 
 
@@ -16,6 +17,23 @@ PRECISIONS = ("bf16-mixed", "32-true")
 class WorldModelConfig:
     """The video model, the success model, and how both are fitted."""
 
+    network: str = "unet"
+    """``unet``: ``ActionUNet`` on pixels, for a CPU. ``transformer``: ``ActionTransformer`` on the latents of a KL
+    autoencoder that the first fit trains, for GPUs."""
+    chunk: int = 1
+    """Frames per call; more than one needs the transformer."""
+    layers: int = 12
+    """Of the transformer, as the next two."""
+    heads: int = 12
+    head_dim: int = 64
+    vae_widths: tuple[int, ...] = (64, 128, 256, 256)
+    """Channels of the autoencoder's levels; each but the first halves the picture."""
+    latent_channels: int = 4
+    vae_steps: int = 2000
+    """Gradient steps of the autoencoder, once in a learner's life."""
+    vae_learning_rate: float = 1e-3
+    teacher_steps: int = 8
+    """Distilling: denoising steps of the teacher's samples."""
     context: int = 4
     """Past frames, actions and proprio that the model sees."""
     widths: tuple[int, ...] = (48, 64, 96)
@@ -71,9 +89,13 @@ class WorldModelConfig:
     """Pixels by which its training frames are moved at random."""
 
     def __post_init__(self) -> None:
+        _choice("network", self.network, NETWORKS)
+        if self.chunk > 1 and self.network != "transformer":
+            raise UserError(f"world_model.chunk={self.chunk} needs world_model.network=transformer")
         _choice("objective", self.objective, OBJECTIVES)
         _choice("precision", self.precision, PRECISIONS)
-        for name in ("context", "layers_per_block", "pixel_unshuffle", "inference_steps", "batch", "success_batch",
+        for name in ("chunk", "layers", "heads", "head_dim", "latent_channels", "teacher_steps", "context",
+                     "layers_per_block", "pixel_unshuffle", "inference_steps", "batch", "success_batch",
                      "success_horizon"):
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
@@ -86,6 +108,11 @@ class WorldModelConfig:
         for name in ("start_share", "rollout_share", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"world_model.{name}: expected a number in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def imagined_steps(self) -> int:
+        """``rollout_steps`` as whole calls."""
+        return self.rollout_steps // self.chunk * self.chunk
 
     def process(self) -> Process:
         """The noise process of the objective; a regression uses EDM's scales at ``sigma_max`` and no noise."""

@@ -85,7 +85,7 @@ def evaluate_video(
               "zero": imagine(torch.zeros_like(windows.action))}
     last = torch.stack([each.frames[-1] for each in windows.contexts])
     proprio = torch.stack([each.proprio[-1] for each in windows.contexts])
-    scale = pipeline.unet.scale.cpu()
+    scale = pipeline.denoiser.scale.cpu()
     result: dict[str, float] = {}
     for h in horizons:
         truth = windows.frames[:, h - 1]

@@ -6,9 +6,10 @@ Errors of the model grow with every step, so episodes are short and the uncertai
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ class ImaginationEnv:
             "imagination": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()},
         }
         self._pools = self._eligible()
-        context, size, channels = pipeline.unet.config["context"], store.spec.image_size, 3 * len(store.spec.cameras)
+        context, size = pipeline.denoiser.config["context"], store.spec.image_size
+        channels = 3 * len(store.spec.cameras)
         n = num_envs
         self._frames = torch.zeros(n, context, channels, size, size, dtype=torch.uint8)
         self._proprio = torch.zeros(n, context, store.spec.proprio_dim)
@@ -86,6 +88,8 @@ class ImaginationEnv:
         self._running = np.zeros(n, bool)
         self._generators = [torch.Generator() for _ in range(n)]
         self._branches: list[Branch | None] = [None] * n
+        self._announced: list[np.ndarray] = [np.zeros((0, store.spec.action_dim), np.float32)] * n
+        self._ahead: list[deque[_Ahead]] = [deque() for _ in range(n)]
         self._instruction, self._task = [""] * n, [""] * n
 
     def branch(self, seed: int) -> Branch:
@@ -122,6 +126,8 @@ class ImaginationEnv:
             self._actions[row] = context.actions
             self._generators[row] = keyed_generator(given, NOISE_STREAM)
             self._branches[row] = branch
+            self._announced[row] = self._announced[row][:0]
+            self._ahead[row].clear()
             self._instruction[row] = str(self.store.episodes.instruction[branch.episode])
             self._task[row] = str(self.store.episodes.task[branch.episode])
         self._carried[rows], self._uncertainty[rows], self._age[rows], self._streak[rows] = 0, 0, 0, 0
@@ -130,14 +136,26 @@ class ImaginationEnv:
             self._probability[part.rows] = self._judge(part)
         return self._observation(), self._info()
 
+    def foresee(self, row: int, actions: np.ndarray) -> None:
+        """Hear the actions ``[n, a]`` that ``row`` is about to take: a model of chunks imagines them in one call.
+
+        Without this, or when other actions follow, it imagines one step per call.
+        """
+        self._announced[row] = np.clip(np.asarray(actions, np.float32), -1, 1)
+
     def step(self, actions: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Imagine one control step of every row that is not parked."""
         reward = np.zeros(self.num_envs, np.float32)
         rows = np.flatnonzero(self._running)
         self._age[rows] += 1
-        taken = torch.from_numpy(np.clip(np.asarray(actions, np.float32), -1, 1))
-        for part in self._parts(rows):
+        taken = np.clip(np.asarray(actions, np.float32), -1, 1)
+        for row in rows.tolist():
+            if self._ahead[row] and not np.array_equal(self._ahead[row][0].action, taken[row]):
+                self._ahead[row].clear()
+        for part in self._parts(np.array([row for row in rows.tolist() if not self._ahead[row]], np.int64)):
             self._imagine(part, taken)
+        self._advance(rows)
+        for part in self._parts(rows):
             probability = self._judge(part)
             counts = probability >= self.config.success_threshold
             self._streak[part.rows] = np.where(counts, self._streak[part.rows] + 1, 0)
@@ -183,23 +201,46 @@ class ImaginationEnv:
         groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         return [_Part(rows=g, padded=np.concatenate([g, np.full(size - len(g), g[0], g.dtype)])) for g in groups]
 
-    def _imagine(self, part: _Part, taken: Tensor) -> None:
-        rows, count = part.padded, len(part.rows)
-        actions = torch.cat([self._actions[rows], taken[rows][:, None]], dim=1)
+    def _imagine(self, part: _Part, taken: np.ndarray) -> None:
+        """One call for rows that have nothing imagined ahead; what comes out waits in ``_ahead``."""
+        rows, count, chunk = part.padded, len(part.rows), self.pipeline.denoiser.chunk
+        coming = [self._coming(row, taken[row], chunk) for row in part.rows.tolist()]
+        last = np.stack([np.concatenate([each, each[-1:].repeat(chunk - len(each), axis=0)]) for each in coming])
+        last = np.concatenate([last, last[:1].repeat(len(rows) - count, axis=0)])
         spare = [torch.Generator().manual_seed(0) for _ in rows[count:]]
         output = self.pipeline(
             self._frames[rows],
-            actions,
+            torch.cat([self._actions[rows], torch.from_numpy(last)], dim=1),
             self._proprio[rows],
             [self._instruction[row] for row in rows],
             [self._generators[row] for row in part.rows] + spare,
             num_inference_steps=self.config.inference_steps,
         )
-        rows = part.rows
-        self._frames[rows] = torch.cat([self._frames[rows][:, 1:], output.frames[:count, None].cpu()], dim=1)
-        self._proprio[rows] = torch.cat([self._proprio[rows][:, 1:], output.proprio[:count, None].cpu()], dim=1)
-        self._actions[rows] = actions[:count, 1:]
-        square = output.error[:count].double().cpu().numpy() ** 2
+        frames, proprio, error = output.frames.cpu(), output.proprio.cpu(), output.error.double().cpu().numpy()
+        for i, row in enumerate(part.rows.tolist()):
+            self._ahead[row].extend(_Ahead(coming[i][j], frames[i, j], proprio[i, j], float(error[i, j]))
+                                    for j in range(len(coming[i])))
+
+    def _coming(self, row: int, taken: np.ndarray, chunk: int) -> np.ndarray:
+        """Up to ``chunk`` actions from the one taken now, as far as they were announced."""
+        known = self._announced[row]
+        if not len(known) or not np.array_equal(known[0], taken):
+            self._announced[row] = known[:0]
+            return taken[None]
+        self._announced[row] = known[chunk:]
+        return known[:chunk]
+
+    def _advance(self, rows: np.ndarray) -> None:
+        """Move the next imagined step of each row into its history."""
+        steps = [self._ahead[row].popleft() for row in rows.tolist()]
+        if not steps:
+            return
+        frames, proprio = torch.stack([each.frame for each in steps]), torch.stack([each.proprio for each in steps])
+        actions = torch.from_numpy(np.stack([each.action for each in steps]))
+        self._frames[rows] = torch.cat([self._frames[rows][:, 1:], frames[:, None]], dim=1)
+        self._proprio[rows] = torch.cat([self._proprio[rows][:, 1:], proprio[:, None]], dim=1)
+        self._actions[rows] = torch.cat([self._actions[rows], actions[:, None]], dim=1)[:, 1:]
+        square = np.array([each.error for each in steps]) ** 2
         self._uncertainty[rows] = np.sqrt(square + self._carried[rows])
         self._carried[rows] += CARRIED * square
 
@@ -234,3 +275,12 @@ class _Part:
 
     rows: np.ndarray
     padded: np.ndarray
+
+
+class _Ahead(NamedTuple):
+    """A step that was imagined together with those before it."""
+
+    action: np.ndarray
+    frame: Tensor
+    proprio: Tensor
+    error: float

@@ -10,24 +10,28 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import nn
 
 from data.store import ReplayStore
 from data.types import Spec, Statistics, Success, UserError
 from world_model.audit import audit
+from world_model.codec import Latents
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.evaluation import evaluate_imagined_success, evaluate_success, evaluate_video
 from world_model.imagination import ImaginationEnv
-from world_model.model import ActionUNet
+from world_model.model import ActionUNet, VideoModel
 from world_model.pipeline import WorldModelPipeline
 from world_model.quiet import quiet
 from world_model.rollout import ImaginedFrames, imagine_windows, open_loop, read_context, read_windows
 from world_model.success import SuccessModel
 from world_model.training import (
     SUCCESS_STREAM,
+    AutoencoderModule,
     StoreDataModule,
     SuccessModule,
     SuccessSampler,
@@ -35,6 +39,7 @@ from world_model.training import (
     VideoSampler,
     fit,
 )
+from world_model.transformer import PATCH, ActionTransformer
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -54,13 +59,8 @@ class WorldModelLearner:
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Draw the initial weights from ``seed``. Raises ``UserError`` when frames do not fit the U-Net."""
-        grid = config.pixel_unshuffle * 2 ** (len(config.widths) - 1)
-        if spec.image_size % grid:
-            raise UserError(
-                f"the world model needs image_size to be a multiple of {grid} (pixel_unshuffle, halved once per level),"
-                f" got {spec.image_size}; choose another size or fewer world_model.widths"
-            )
+        """Draw the initial weights from ``seed``. Raises ``UserError`` when frames do not fit the network."""
+        check_size(config, spec.image_size)
         self.config, self.spec, self.statistics, self.seed = config, spec, statistics, seed
         self.device = torch.device(device)
         self.version = 0
@@ -69,19 +69,9 @@ class WorldModelLearner:
         self._cached: WorldModelPipeline | None = None
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)
-            unet = ActionUNet(
-                cameras=len(spec.cameras),
-                image_size=spec.image_size,
-                action_dim=spec.action_dim,
-                proprio_dim=spec.proprio_dim,
-                proprio_mean=statistics.proprio_mean.tolist(),
-                proprio_std=statistics.proprio_std.tolist(),
-                context=config.context,
-                widths=tuple(config.widths),
-                layers_per_block=config.layers_per_block,
-                pixel_unshuffle=config.pixel_unshuffle,
-            )
-            self._video = VideoModule(config, unet, seed)
+            self._vae = new_autoencoder(config, spec) if config.network == "transformer" else None
+            self._autoencoder = AutoencoderModule(config, self._vae, seed) if self._vae is not None else None
+            self._video = VideoModule(config, new_video_model(config, spec, statistics), seed, vae=self._vae)
             self._success = SuccessModule(config, SuccessModel(
                 cameras=len(spec.cameras), proprio_dim=spec.proprio_dim, proprio_mean=statistics.proprio_mean.tolist(),
                 proprio_std=statistics.proprio_std.tolist()), seed)
@@ -98,19 +88,9 @@ class WorldModelLearner:
             UserError: when a source with a weight has no episodes, or the store has other cameras or dimensions.
 
         """
-        if store.spec.to_dict() != self.spec.to_dict():
-            raise UserError(f"the world model was made for {self.spec}, the replay store {store.path} has {store.spec}")
-        config, history, before = self.config, _History(log), self.state_dict()
-        video = VideoSampler(store, config, self.seed)
-        self._cached = None
-        self._run(self._video, video, steps, config.batch, history)
-        wanted = round(steps * config.success_ratio)
-        success = SuccessSampler(store, sources=config.sources, seed=self.seed,
-                                 imagined=self._imagine_recorded(store) if wanted else None)
-        success_steps = wanted if success.usable else 0
-        if success_steps:
-            self._success.model.prior.fill_(success.prior)
-            self._run(self._success, success, success_steps, config.success_batch, history)
+        history, before = _History(log), self.state_dict()
+        self.fit_video(store, steps, history=history)
+        self.fit_success(store, round(steps * self.config.success_ratio), history=history)
         self.version += 1
         metrics = history.means()
         error = metrics.get("world_model/rmse", self._best_error)
@@ -126,6 +106,67 @@ class WorldModelLearner:
             "world_model/version": float(self.version),
         }
 
+    def fit_video(self, store: ReplayStore, steps: int, *, history: History | None = None) -> None:
+        """Train the video model (and before its first step the autoencoder); cut in two, it ends where one fit would.
+
+        Raises ``UserError`` as ``fit`` does.
+        """
+        if store.spec.to_dict() != self.spec.to_dict():
+            raise UserError(f"the world model was made for {self.spec}, the replay store {store.path} has {store.spec}")
+        video, history = VideoSampler(store, self.config, self.seed), history or _History(None)
+        self._cached = None
+        self._fit_autoencoder(video, history)
+        self._run(self._video, video, steps, self.config.batch, history)
+
+    def fit_success(self, store: ReplayStore, steps: int, *, history: History | None = None) -> None:
+        """Train the success model on recorded frames and on what the video model, as it is now, makes of them."""
+        success = SuccessSampler(store, sources=self.config.sources, seed=self.seed,
+                                 imagined=self._imagine_recorded(store) if steps else None)
+        if steps and success.usable:
+            self._success.model.prior.fill_(success.prior)
+            self._run(self._success, success, steps, self.config.success_batch, history or _History(None))
+
+    @property
+    def video_steps(self) -> int:
+        """Gradient steps that the video model has taken."""
+        return self._video.steps
+
+    def distil(
+        self, teacher: WorldModelLearner, store: ReplayStore, steps: int, *, log: Log | None = None
+    ) -> dict[str, float]:
+        """Begin at ``teacher``'s weights and learn to answer in one step what it answers in ``teacher_steps``.
+
+        From the same noise, on the same contexts (the deterministic sampler's end point as target, after Luhman and
+        Luhman 2021, arXiv 2101.02388). The success model is taken over as it is. Raises ``UserError`` for a teacher of
+        another shape, or without a noise process.
+        """
+        if teacher.config.objective == "regression":
+            raise UserError("a regression answers in one step already; distil a model of objective edm or flow")
+        state = teacher.state_dict()
+        kept = ("video", "average", "success", "vae", "vae_scale", "vae_steps")
+        self.load_state_dict(self.state_dict() | {name: state[name] for name in kept if name in state})
+        self._video.teacher = teacher.pipeline()
+        history = _History(log)
+        try:
+            self._run(self._video, VideoSampler(store, self.config, self.seed), steps, self.config.batch, history)
+        finally:
+            self._video.teacher = None
+        self._cached = None
+        self.version += 1
+        return history.means()
+
+    def _fit_autoencoder(self, video: VideoSampler, history: History) -> None:
+        """Once in a learner's life: latents that moved would make all that was learned of them wrong."""
+        module, vae = self._autoencoder, self._vae
+        if module is None or vae is None or module.steps:
+            return
+        vae.requires_grad_(True)
+        self._run(module, video, self.config.vae_steps, self.config.batch, history)
+        vae.requires_grad_(False)
+        vae.register_to_config(scaling_factor=1.0)
+        latents = Latents(vae).encode(video.sample(0, self.config.batch)["frames"].to(vae.device))
+        vae.register_to_config(scaling_factor=1 / latents.std().item())
+
     def state_dict(self) -> dict[str, Any]:
         """Weights, averaged weights, optimisers and counters: tensors and plain values only, copied to the CPU."""
         state = {
@@ -134,20 +175,27 @@ class WorldModelLearner:
             "steps": self._video.steps,
             "success_steps": self._success.steps,
             "best_error": self._best_error,
-            "video": self._video.unet.state_dict(),
+            "video": self._video.denoiser.state_dict(),
             "average": self._video.average.state_dict(),
             "success": self._success.model.state_dict(),
             "video_optimizer": self._video.optimizer.state_dict(),
             "success_optimizer": self._success.optimizer.state_dict(),
         }
+        if self._vae is not None and self._autoencoder is not None:
+            state |= {"vae": self._vae.state_dict(), "vae_steps": self._autoencoder.steps,
+                      "vae_scale": self._vae.config["scaling_factor"]}
         return _to_cpu(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the learner that wrote ``state`` stood. Raises ``UserError`` for another architecture."""
         try:
-            self._video.unet.load_state_dict(state["video"])
+            self._video.denoiser.load_state_dict(state["video"])
             self._video.average.load_state_dict(state["average"])
             self._success.model.load_state_dict(state["success"])
+            if self._vae is not None and self._autoencoder is not None and "vae" in state:
+                self._vae.load_state_dict(state["vae"])
+                self._vae.register_to_config(scaling_factor=state.get("vae_scale", 1.0))
+                self._autoencoder.steps = state.get("vae_steps", self._autoencoder.steps)
         except RuntimeError as error:
             raise UserError(
                 "the checkpoint's world model has other shapes than world_model.* and the store ask for; "
@@ -185,14 +233,20 @@ class WorldModelLearner:
         except (OSError, ValueError):
             raise UserError(f"no world model at {folder}: expected a folder with world_model.json") from None
         values = facts["config"]
-        config = WorldModelConfig(**{**values, "widths": tuple(values["widths"])})
+        widths = {name: tuple(values[name]) for name in ("widths", "vae_widths")}
+        config = WorldModelConfig(**{**values, **widths})
         spec, statistics = Spec.from_dict(facts["spec"]), Statistics.from_dict(facts["statistics"])
         learner = WorldModelLearner(config, spec=spec, statistics=statistics, seed=facts["seed"], device=device)
         with quiet():
             pipeline = WorldModelPipeline.from_pretrained(folder / "video")
             success = SuccessModel.from_pretrained(folder / "success")
-        learner._video.unet.load_state_dict(pipeline.unet.state_dict())
-        learner._video.average.load_state_dict(pipeline.unet.state_dict())
+        learner._video.denoiser.load_state_dict(pipeline.denoiser.state_dict())
+        learner._video.average.load_state_dict(pipeline.denoiser.state_dict())
+        if learner._vae is not None and learner._autoencoder is not None and pipeline.vae is not None:
+            learner._vae.load_state_dict(pipeline.vae.state_dict())
+            learner._vae.register_to_config(scaling_factor=pipeline.vae.config["scaling_factor"])
+            learner._vae.requires_grad_(False)
+            learner._autoencoder.steps = config.vae_steps
         learner._success.model.load_state_dict(success.state_dict())
         learner.version = facts["version"]
         return learner
@@ -297,11 +351,11 @@ class WorldModelLearner:
 
     def _run(
         self,
-        module: VideoModule | SuccessModule,
+        module: VideoModule | SuccessModule | AutoencoderModule,
         sampler: VideoSampler | SuccessSampler,
         steps: int,
         batch: int,
-        history: _History,
+        history: History,
     ) -> None:
         if steps < 1:
             return
@@ -316,11 +370,65 @@ class WorldModelLearner:
 
     def _new_pipeline(self, dtype: torch.dtype) -> WorldModelPipeline:
         config = self.config
-        source = self._video.average if config.ema > 0 else self._video.unet
-        unet = copy.deepcopy(source).eval().requires_grad_(False).cast(dtype)
-        unet = unet.to(self.device, memory_format=torch.channels_last)
-        return WorldModelPipeline(unet=unet, scheduler=config.process().scheduler(), objective=config.objective,
-                                  offset_noise=config.offset_noise)
+        source = self._video.average if config.ema > 0 else self._video.denoiser
+        denoiser = copy.deepcopy(source).cast(dtype)
+        denoiser.eval().requires_grad_(False)
+        nn.Module.to(denoiser, self.device)  # diffusers' own ``to`` warns about mixed precision
+        if config.network == "unet":
+            denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-arg] # diffusers wraps ``to``
+        vae = copy.deepcopy(self._vae)
+        if vae is not None:
+            vae.eval().requires_grad_(False)
+            nn.Module.to(vae, self.device, dtype)
+        return WorldModelPipeline(denoiser=denoiser, scheduler=config.process().scheduler(), vae=vae,
+                                  objective=config.objective, offset_noise=config.offset_noise)
+
+
+def check_size(config: WorldModelConfig, image_size: int) -> None:
+    """Raise ``UserError`` when frames of this size do not fit the network."""
+    if config.network == "unet":
+        grid, what = config.pixel_unshuffle * 2 ** (len(config.widths) - 1), "pixel_unshuffle, halved once per level"
+        fewer = "fewer world_model.widths"
+    else:
+        grid, what = PATCH * 2 ** (len(config.vae_widths) - 1), "patches of latents, halved once per autoencoder level"
+        fewer = "fewer world_model.vae_widths"
+    if image_size % grid:
+        raise UserError(f"the world model needs image_size to be a multiple of {grid} ({what}), got {image_size}; "
+                        f"choose another size or {fewer}")
+
+
+def new_video_model(config: WorldModelConfig, spec: Spec, statistics: Statistics) -> VideoModel:
+    """The network that ``config`` names, with weights from torch's generator."""
+    shared: dict[str, Any] = {
+        "cameras": len(spec.cameras), "image_size": spec.image_size, "action_dim": spec.action_dim,
+        "proprio_dim": spec.proprio_dim, "proprio_mean": statistics.proprio_mean.tolist(),
+        "proprio_std": statistics.proprio_std.tolist(), "context": config.context}
+    if config.network == "transformer":
+        return ActionTransformer(**shared, latent_channels=config.latent_channels, chunk=config.chunk,
+                                 layers=config.layers, heads=config.heads, head_dim=config.head_dim)
+    return ActionUNet(**shared, widths=tuple(config.widths), layers_per_block=config.layers_per_block,
+                      pixel_unshuffle=config.pixel_unshuffle)
+
+
+def new_autoencoder(config: WorldModelConfig, spec: Spec) -> AutoencoderKL:
+    """A KL autoencoder for one camera's frames."""
+    levels = len(config.vae_widths)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(config.vae_widths), latent_channels=config.latent_channels, norm_num_groups=8,
+        sample_size=spec.image_size, scaling_factor=1.0, mid_block_add_attention=False)
+
+
+class History(Protocol):
+    """Hears of a fit's steps."""
+
+    def begin(self, steps: int) -> None:
+        """A fit of so many steps follows."""
+        ...
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A step was taken."""
+        ...
 
 
 class _History:

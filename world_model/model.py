@@ -1,8 +1,9 @@
-"""The video model: a diffusers U-Net that denoises the next frame given past frames, actions, proprio and a sentence.
+"""The video models' common shape, and the diffusers U-Net that denoises the next frame.
 
-Axes: ``b`` batch, ``t`` context steps, ``c`` cameras times 3 (cameras are stacked on channels), ``h w`` pixels,
-``a`` action dimensions, ``p`` proprio dimensions, ``l`` tokens. Pixels are in [-1, 1]. Context frame ``i`` is where
-context action ``i`` was taken, so the last action leads from the last context frame to the frame that is predicted.
+Axes: ``b`` batch, ``t`` context steps, ``k`` steps that are predicted, ``m`` = ``t - 1 + k`` actions, ``c`` cameras
+times channels (cameras are stacked), ``h w`` pixels, ``a`` action dimensions, ``p`` proprio dimensions, ``l`` tokens.
+Pixels are in [-1, 1]. Action ``i`` leads from frame ``i`` to frame ``i + 1``, context and predicted frames counted
+together.
 """
 
 from __future__ import annotations
@@ -26,18 +27,60 @@ NOISE_EMBEDDING_SCALE = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model says of the next control step."""
+    """What a model says of the next ``k`` control steps."""
 
-    frame: Float[Tensor, "b c h w"]
-    """Denoised next frame, about [-1, 1], float32."""
-    proprio: Float[Tensor, "b p"]
-    """Next proprio in the robot's units."""
-    error: Float[Tensor, " b"]
-    """Expected root mean square error of ``frame``, in units of [-1, 1] pixels."""
+    frames: Float[Tensor, "b k c h w"]
+    """Denoised, float32: about [-1, 1], or latents of about unit size."""
+    proprio: Float[Tensor, "b k p"]
+    """In the robot's units."""
+    error: Float[Tensor, "b k"]
+    """Expected root mean square error of each frame, in the units of ``frames``."""
 
 
-class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' idiom
-    """A denoiser of the next frame around ``UNet2DModel``, for any noise process.
+class VideoModel(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' idiom
+    """A denoiser of the next ``chunk`` frames given past frames, actions, proprio and a sentence."""
+
+    shift: Tensor
+    scale: Tensor
+    typical_error: Tensor
+
+    @property
+    def chunk(self) -> int:
+        """Frames per call."""
+        return 1
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b k c h w"],
+        scales: Scales,
+        context: Float[Tensor, "b t c h w"],
+        actions: Float[Tensor, "b m a"],
+        proprio: Float[Tensor, "b t p"],
+        tokens: Int[Tensor, "b l"],
+        level: Float[Tensor, " b"],
+    ) -> Prediction:
+        """Denoise ``noisy``; ``scales`` are its noise process's, ``level`` is that of the noise on ``context``."""
+        raise TypeError("a video model defines forward")
+
+    def cast(self, dtype: torch.dtype) -> VideoModel:
+        """Compute in ``dtype`` from now on; the units of proprio and error stay float32."""
+        for part in self.children():
+            nn.Module.to(part, dtype)  # diffusers' own ``to`` warns about it
+        return self
+
+    def standardise(self, proprio: Float[Tensor, "b t p"]) -> Float[Tensor, "b t p"]:
+        """By the statistics of the data."""
+        return ((proprio - self.shift) / self.scale).clamp(-10, 10)
+
+    def _register_units(self, proprio_mean: Sequence[float], proprio_std: Sequence[float]) -> None:
+        self.register_buffer("shift", torch.tensor(list(proprio_mean), dtype=torch.float32))
+        std = torch.tensor(list(proprio_std), dtype=torch.float32)
+        self.register_buffer("scale", torch.where(std > 1e-6, std, torch.ones_like(std)))
+        self.register_buffer("typical_error", torch.ones(()))
+
+
+class ActionUNet(VideoModel):
+    """``UNet2DModel`` for one frame at a time: small enough for a CPU.
 
     The embedding of actions, proprio, instruction and context noise goes in as ``class_labels``, so every residual
     block is scaled and shifted by it. Frames pass through a pixel-unshuffle, which quarters the cost.
@@ -83,17 +126,8 @@ class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' id
         nn.init.zeros_(change.weight)  # start from "nothing moves"
         nn.init.zeros_(change.bias)
         self.proprio_head = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), change)
-        self.register_buffer("shift", torch.tensor(list(proprio_mean), dtype=torch.float32))
         self.error_head = ErrorHead(channels, embedding)
-        std = torch.tensor(list(proprio_std), dtype=torch.float32)
-        self.register_buffer("scale", torch.where(std > 1e-6, std, torch.ones_like(std)))
-        self.register_buffer("typical_error", torch.ones(()))
-
-    def cast(self, dtype: torch.dtype) -> ActionUNet:
-        """Compute in ``dtype`` from now on; the units of proprio and error stay float32."""
-        for part in (self.unet, self.words, self.condition, self.proprio_head, self.error_head):
-            nn.Module.to(part, dtype)  # diffusers' own ``to`` warns about it
-        return self
+        self._register_units(proprio_mean, proprio_std)
 
     def embed(
         self,
@@ -103,15 +137,14 @@ class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' id
         level: Float[Tensor, " b"],
     ) -> Float[Tensor, "b e"]:
         """Condition vector: actions, standardised proprio, mean of the words' embeddings, context-noise level."""
-        standard = ((proprio - self.shift) / self.scale).clamp(-10, 10)
-        facts = torch.cat([actions.flatten(1), standard.flatten(1), 10 * level[:, None]], dim=1)
+        facts = torch.cat([actions.flatten(1), self.standardise(proprio).flatten(1), 10 * level[:, None]], dim=1)
         words = self.words(tokens)
         count = (tokens > 0).sum(1, keepdim=True).clamp(min=1)
         return self.condition(facts.to(words.dtype)) + words.sum(1) / count
 
     def forward(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        noisy: Float[Tensor, "b 1 c h w"],
         scales: Scales,
         context: Float[Tensor, "b t c h w"],
         actions: Float[Tensor, "b t a"],
@@ -119,17 +152,19 @@ class ActionUNet(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' id
         tokens: Int[Tensor, "b l"],
         level: Float[Tensor, " b"],
     ) -> Prediction:
-        """Denoise ``noisy``; ``scales`` are its noise process's, ``level`` is that of the noise on ``context``."""
+        """Denoise the one next frame."""
         condition = self.embed(actions, proprio, tokens, level)
         skip, out, in_ = (each[:, None, None, None] for each in (scales.skip, scales.out, scales.in_))
-        inputs = torch.cat([in_ * noisy, context.flatten(1, 2)], dim=1)
+        frame = noisy[:, 0]
+        inputs = torch.cat([in_ * frame, context.flatten(1, 2)], dim=1)
         inputs = F.pixel_unshuffle(inputs, self.config["pixel_unshuffle"]).to(condition.dtype)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         output = self.unet(inputs, NOISE_EMBEDDING_SCALE * scales.noise, class_labels=condition, return_dict=False)[0]
-        frame = skip * noisy + out * F.pixel_shuffle(output.float(), self.config["pixel_unshuffle"])
+        frame = skip * frame + out * F.pixel_shuffle(output.float(), self.config["pixel_unshuffle"])
         error = self.error_head(frame.detach(), context[:, -1], condition.detach())
         change = self.proprio_head(condition).float()
-        return Prediction(frame=frame, proprio=proprio[:, -1] + change * self.scale, error=error)
+        return Prediction(frames=frame[:, None], proprio=(proprio[:, -1] + change * self.scale)[:, None],
+                          error=error[:, None])
 
 
 class ErrorHead(nn.Module):

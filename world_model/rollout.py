@@ -120,25 +120,19 @@ def open_loop(
     frames = torch.stack([context.frames for context in contexts])
     proprio = torch.stack([context.proprio for context in contexts])
     past = torch.stack([context.actions for context in contexts])
-    outputs = []
-    for step in range(actions.shape[1]):
-        taken = torch.cat([past, actions[:, step : step + 1]], dim=1)
-        output = pipeline(
-            frames,
-            taken,
-            proprio,
-            instruction,
-            generator,
-            num_inference_steps=inference_steps,
-        )
+    outputs, chunk, steps = [], pipeline.denoiser.chunk, actions.shape[1]
+    padded = torch.cat([actions, actions[:, -1:].expand(-1, -steps % chunk, -1)], dim=1)
+    for step in range(0, steps, chunk):
+        taken = torch.cat([past, padded[:, step : step + chunk]], dim=1)
+        output = pipeline(frames, taken, proprio, instruction, generator, num_inference_steps=inference_steps)
         outputs.append(output)
-        frames = torch.cat([frames[:, 1:], output.frames[:, None].to(frames.device)], dim=1)
-        proprio = torch.cat([proprio[:, 1:], output.proprio[:, None].to(proprio.device)], dim=1)
-        past = taken[:, 1:]
+        frames = torch.cat([frames[:, chunk:], output.frames.to(frames.device)], dim=1)[:, -frames.shape[1] :]
+        proprio = torch.cat([proprio[:, chunk:], output.proprio.to(proprio.device)], dim=1)[:, -proprio.shape[1] :]
+        past = taken[:, -past.shape[1] :]
     return Imagined(
-        frames=torch.stack([output.frames for output in outputs], dim=1).cpu(),
-        proprio=torch.stack([output.proprio for output in outputs], dim=1).cpu(),
-        error=torch.stack([output.error for output in outputs], dim=1).cpu(),
+        frames=torch.cat([output.frames for output in outputs], dim=1)[:, :steps].cpu(),
+        proprio=torch.cat([output.proprio for output in outputs], dim=1)[:, :steps].cpu(),
+        error=torch.cat([output.error for output in outputs], dim=1)[:, :steps].cpu(),
     )
 
 

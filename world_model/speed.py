@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -18,23 +19,24 @@ ROUNDS = 8
 
 
 def denoising_share(pipeline: WorldModelPipeline, *, rows: int) -> dict[str, float]:
-    """FLOP/s of one call of the U-Net, over those of dense matrix products of its layers' shapes and precision.
+    """FLOP/s of one call of the video model, over those of dense matrix products of its layers' shapes and precision.
 
     The products are those that its convolutions and linear layers amount to (``rows · pixels × inputs · kernel`` by
-    ``inputs · kernel × outputs``), timed by turns with the U-Net on the same device. What else the U-Net does (norms,
+    ``inputs · kernel × outputs``), timed by turns with the model on the same device. What else it does (norms,
     activations, moving pixels) costs time and counts no FLOPs.
     """
-    unet, device = pipeline.unet, pipeline.device
-    config, dtype = unet.config, next(unet.unet.parameters()).dtype
+    model, device = pipeline.denoiser, pipeline.device
+    config, dtype = model.config, next(model.parameters()).dtype
     shape = rows, config["context"], 3 * config["cameras"], config["image_size"], config["image_size"]
     frames = torch.randint(0, 256, shape, dtype=torch.uint8)
-    actions, proprio = (torch.zeros(rows, config["context"], config[name]) for name in ("action_dim", "proprio_dim"))
+    actions = torch.zeros(rows, config["context"] - 1 + model.chunk, config["action_dim"])
+    proprio = torch.zeros(rows, config["context"], config["proprio_dim"])
     generator = torch.Generator().manual_seed(0)
 
     def imagine() -> None:
         pipeline(frames, actions, proprio, [""] * rows, generator)
 
-    shapes = _products(unet.unet, imagine)
+    shapes = _products(model, imagine)
     factors = [(torch.randn(m, k, dtype=dtype, device=device), torch.randn(k, n, dtype=dtype, device=device))
                for m, k, n in shapes]
 
@@ -48,7 +50,7 @@ def denoising_share(pipeline: WorldModelPipeline, *, rows: int) -> dict[str, flo
     seconds, product_seconds = _by_turns(imagine, multiply, device)
     rate, ceiling = flops / seconds, product_flops / product_seconds
     return {"denoising_gflops": rate / 1e9, "product_gflops": ceiling / 1e9, "denoising_share": rate / ceiling,
-            "flops_per_frame": flops / rows}
+            "flops_per_frame": flops / (rows * model.chunk)}
 
 
 def imagination_against(imagination: Env, simulator: Env, *, steps: int) -> dict[str, float]:
@@ -83,13 +85,13 @@ def _products(module: nn.Module, call: Callable[[], None]) -> list[tuple[int, in
     shapes: list[tuple[int, int, int]] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d):
-            k = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            k = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
             shapes.append((output.numel() // layer.out_channels, k, layer.out_channels))
         elif isinstance(layer, nn.Linear):
             shapes.append((output.numel() // layer.out_features, layer.in_features, layer.out_features))
 
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     call()
     for hook in hooks:

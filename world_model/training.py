@@ -14,6 +14,7 @@ import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -22,16 +23,18 @@ from data.sampler import StepSampler
 from data.store import ReplayStore
 from data.text import tokenize
 from data.types import Success
+from world_model.codec import codec_of
 from world_model.config import WorldModelConfig
-from world_model.frames import stack_cameras, to_bytes, to_pixels
-from world_model.model import ActionUNet, Prediction
-from world_model.pipeline import one_step, start_noise
+from world_model.frames import stack_cameras, to_pixels
+from world_model.model import ActionUNet, Prediction, VideoModel
+from world_model.pipeline import WorldModelPipeline, one_step, start_noise
 from world_model.rollout import ImaginedFrames
 from world_model.success import SuccessModel, balanced_loss
 
-VIDEO_STREAM, SUCCESS_STREAM = 11, 12
+VIDEO_STREAM, SUCCESS_STREAM, AUTOENCODER_STREAM = 11, 12, 13
 PROPRIO_WEIGHT = 1.0
 ERROR_WEIGHT = 0.1
+VAE_KL = 1e-6
 TYPICAL_ERROR_DECAY = 0.98
 SUCCESS_FLOOR = 0.05
 """Share of the success model's learning rate that is left after the first fit."""
@@ -51,15 +54,23 @@ def learning_rate(config: WorldModelConfig, step: int) -> float:
 
 
 class VideoModule(lightning.LightningModule):
-    """Fits ``ActionUNet``: EDM's denoising loss, next proprio, and the size of its own error."""
+    """Fits a ``VideoModel``: its denoising loss, next proprio, and the size of its own error."""
 
-    def __init__(self, config: WorldModelConfig, unet: ActionUNet, seed: int) -> None:
+    def __init__(
+        self, config: WorldModelConfig, model: VideoModel, seed: int, *, vae: AutoencoderKL | None = None
+    ) -> None:
         super().__init__()
+        self.vae, self.codec = vae, codec_of(vae)  # a module of this one, so that it moves to its device
+        self.teacher: WorldModelPipeline | None = None
+        """Distilling: what the targets are sampled from."""
         self.config, self.seed, self.process = config, seed, config.process()
-        self.unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg] # diffusers wraps ``to``
-        self.average = copy.deepcopy(self.unet).requires_grad_(False)
+        if isinstance(model, ActionUNet):
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg] # diffusers wraps ``to``
+        self.denoiser: VideoModel = model
+        self.average: VideoModel = copy.deepcopy(model)
+        self.average.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.steps = 0
         self.log_to: Log | None = None
@@ -74,13 +85,14 @@ class VideoModule(lightning.LightningModule):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.steps)
         prediction, target, sigma, one_step = self._predict(batch)
-        error = (prediction.frame - target).square().mean((1, 2, 3))
-        weight = 1.0 if config.objective == "regression" else self.process.weight(sigma)
-        proprio = ((prediction.proprio - batch["proprio"][:, -1]) / self.unet.scale).square().mean()
+        error = (prediction.frames - target).square().mean((2, 3, 4))
+        weight = torch.ones_like(sigma) if config.objective == "regression" else self.process.weight(sigma)
+        gap = (prediction.proprio - batch["proprio"][:, -config.chunk :]) / self.denoiser.scale
+        proprio = gap.square().mean()
         root = error.detach().sqrt().clamp(min=1e-4)
-        calibration = ((prediction.error.log() - root.log()).square() * one_step).mean()
-        frame = (weight * error).mean()
-        self._note_typical_error(root[one_step])
+        calibration = ((prediction.error.log() - root.log()).square() * one_step[:, None]).mean()
+        frame = (weight[:, None] * error).mean()
+        self._note_typical_error(root[one_step.bool()])
         report = {"loss": frame, "rmse": root.mean() / 2, "proprio_loss": proprio}
         if self.log_to is not None:
             self.log_to(self.steps, {f"world_model/{name}": float(value.detach()) for name, value in report.items()})
@@ -88,74 +100,111 @@ class VideoModule(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient; the Trainer's own clipping refuses fused optimisers."""
-        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), self.config.clip)
+        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.config.clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         """Count the step and move the averaged weights."""
         self.steps += 1
         decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.unet.parameters()), 1 - decay)
-            for average, latest in zip(self.average.buffers(), self.unet.buffers(), strict=True):
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.denoiser.parameters()), 1 - decay)
+            for average, latest in zip(self.average.buffers(), self.denoiser.buffers(), strict=True):
                 average.copy_(latest)
 
     def _predict(self, batch: Batch) -> tuple[Prediction, Tensor, Tensor, Tensor]:
-        """Prediction, target ``[b, c, h, w]``, noise level ``[b]``, and which rows are where sampling starts.
+        """Prediction, target ``[b, k, c, h, w]``, noise level ``[b]``, and which rows are where sampling starts.
 
         The generator's order of draws is part of what makes a fit reproducible.
         """
         config, generator = self.config, keyed_generator(self.seed, self.steps, VIDEO_STREAM)
-        frames, proprio = self._imagined_contexts(batch, generator)
-        seen = config.rollout_steps
-        target, rows = to_pixels(batch["frames"][:, -1]), len(frames)
+        recorded = self.codec.encode(batch["frames"])
+        frames, proprio = self._imagined_contexts(recorded, batch, generator)
+        seen = config.imagined_steps
+        target, rows = recorded[:, -config.chunk :], len(frames)
         context = frames[:, seen : seen + config.context]
         level = config.context_noise * torch.rand(rows, generator=generator).to(target.device)
         noise = torch.randn(context.shape, generator=generator).to(target.device)
         context = context + level[:, None, None, None, None] * noise
+        given = context, batch["action"][:, seen:], proprio[:, seen : seen + config.context], batch["tokens"], level
         at_start = torch.rand(rows, generator=generator) < config.start_share
         levels = self.process.levels(torch.randn(rows, generator=generator))
         noise = start_noise(target.shape, generator, config.offset_noise).to(target.device)
-        if config.objective == "regression":
+        if self.teacher is not None:
+            target = self.teacher.denoise(noise, config.teacher_steps, *given)
+        if config.objective == "regression" or self.teacher is not None:
             at_start = torch.ones(rows, dtype=torch.bool)
-            noisy = torch.zeros_like(target)
         sigma = torch.where(at_start, self.process.start(rows), levels).to(target.device)
-        if config.objective != "regression":
-            noisy = self.process.mix(target, noise, sigma[:, None, None, None])
-        given = context, batch["action"][:, seen:], proprio[:, seen : seen + config.context], batch["tokens"], level
-        return self.unet(noisy, self.process.scales(sigma), *given), target, sigma, at_start.to(target.device)
+        if config.objective == "regression":
+            noisy = torch.zeros_like(target)
+        else:
+            noisy = self.process.mix(target, noise, sigma[:, None, None, None, None])
+        return self.denoiser(noisy, self.process.scales(sigma), *given), target, sigma, at_start.to(target.device)
 
     @torch.no_grad()
-    def _imagined_contexts(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Recorded windows ``[b, r + t + 1]`` as pixels, in which some rows' newest frames are the model's own.
+    def _imagined_contexts(
+        self, recorded: Tensor, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Frames and proprio of recorded windows, in which some rows' newest frames are the model's own.
 
         The model that samples later reads what it wrote; trained on recordings alone it has never seen that. Row by
-        row up to ``rollout_steps`` are rolled, each the same number in every batch, so that kernels keep their shapes.
+        row up to ``imagined_steps`` are rolled, each the same number in every batch, so that kernels keep their shapes.
         """
-        config = self.config
-        frames, proprio, rows = to_pixels(batch["frames"]), batch["proprio"].clone(), len(batch["frames"])
-        length = config.rollout_steps
-        rolled = round(config.rollout_share * rows) if length else 0
-        steps = np.sort(np.arange(rolled) % length + 1) if rolled else np.zeros(0, int)
+        config, chunk = self.config, self.config.chunk
+        frames, proprio, rows = recorded.clone(), batch["proprio"].clone(), len(recorded)
+        calls = config.imagined_steps // chunk
+        rolled = round(config.rollout_share * rows) if calls else 0
+        number = np.sort(np.arange(rolled) % calls + 1) if rolled else np.zeros(0, int)
         order = torch.randperm(rows, generator=generator)  # a batch is sorted by source
-        for left in range(length, 0, -1):
-            active = order[rows - int((steps >= left).sum()) :]
+        for left in range(calls, 0, -1):
+            active = order[rows - int((number >= left).sum()) :]
             if not len(active):
                 continue
-            at = length - left + config.context
-            past = slice(at - config.context, at)
-            noise = start_noise(frames[active, at].shape, generator, config.offset_noise)
-            given = (frames[active, past], batch["action"][active, past], proprio[active, past],
-                     batch["tokens"][active], torch.zeros(len(active), device=frames.device))
-            prediction = one_step(self.unet, None if config.objective == "regression" else self.process, noise, *given)
-            frames[active, at] = to_pixels(to_bytes(prediction.frame))
-            proprio[active, at] = prediction.proprio.to(proprio.dtype)
+            at = (calls - left) * chunk + config.context
+            past, coming = slice(at - config.context, at), slice(at, at + chunk)
+            noise = start_noise(frames[active, coming].shape, generator, config.offset_noise)
+            given = (frames[active, past], batch["action"][active, at - config.context : at - 1 + chunk],
+                     proprio[active, past], batch["tokens"][active], torch.zeros(len(active), device=frames.device))
+            process = None if config.objective == "regression" else self.process
+            prediction = one_step(self.denoiser, process, noise, *given)
+            frames[active, coming] = self.codec.settle(prediction.frames)
+            proprio[active, coming] = prediction.proprio.to(proprio.dtype)
         return frames, proprio
 
     def _note_typical_error(self, root: Tensor) -> None:
         """Keep a running mean of the error at the start of sampling: the unit of ``WorldModelOutput.error``."""
-        if len(root):
+        if root.numel():
             decay = min(TYPICAL_ERROR_DECAY, self.steps / (self.steps + 1))
-            self.unet.typical_error.lerp_(root.mean(), 1 - decay)
+            self.denoiser.typical_error.lerp_(root.mean(), 1 - decay)
+
+
+class AutoencoderModule(lightning.LightningModule):
+    """Fits ``AutoencoderKL`` on recorded frames: absolute and squared error, and a faint pull towards a unit normal."""
+
+    def __init__(self, config: WorldModelConfig, vae: AutoencoderKL, seed: int) -> None:
+        super().__init__()
+        self.config, self.vae, self.seed = config, vae, seed
+        self.optimizer = torch.optim.AdamW(vae.parameters(), lr=config.vae_learning_rate)
+        self.steps = 0
+        self.log_to: Log | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Hand over the optimiser."""
+        return self.optimizer
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Reconstruct every frame of the windows, camera by camera."""
+        pixels = to_pixels(batch["frames"]).reshape(-1, 3, *batch["frames"].shape[-2:])
+        posterior = self.vae.encode(pixels).latent_dist
+        latents = posterior.sample(keyed_generator(self.seed, self.steps, AUTOENCODER_STREAM))
+        gap = self.vae.decode(latents, return_dict=False)[0] - pixels
+        loss = gap.abs().mean() + gap.square().mean() + VAE_KL * posterior.kl().mean()
+        if self.log_to is not None:
+            self.log_to(self.steps, {"world_model/vae_rmse": float(gap.detach().square().mean().sqrt()) / 2})
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        """Count the step."""
+        self.steps += 1
 
 
 class SuccessModule(lightning.LightningModule):
@@ -267,8 +316,8 @@ class VideoSampler:
     def __init__(self, store: ReplayStore, config: WorldModelConfig, seed: int) -> None:
         self.cameras = store.spec.cameras
         self.steps = StepSampler(
-            store, sources=config.sources, context=config.context + config.rollout_steps, horizon=1, seed=seed
-        )
+            store, sources=config.sources, context=config.context + config.imagined_steps, horizon=config.chunk,
+            seed=seed)
 
     def sample(self, step: int, batch: int) -> Batch:
         """``frames uint8 [b, s+1, c, h, w]``, ``proprio [b, s+1, p]``, ``action [b, s, a]``, ``tokens [b, l]``."""

@@ -11,12 +11,13 @@ class Replay:
 
     def __init__(self, windows):
         self.windows, self.step = windows, 0
-        self.unet = type("Unet", (), {"config": {"context": 4}})
+        self.denoiser = type("Model", (), {"config": {"context": 4}, "chunk": 1})
 
     def __call__(self, *given, num_inference_steps):
-        frames, proprio = self.windows.frames[:, self.step], self.windows.proprio[:, self.step]
+        frames, proprio = (each[:, self.step : self.step + 1]
+                           for each in (self.windows.frames, self.windows.proprio))
         self.step += 1
-        return WorldModelOutput(frames=frames, proprio=proprio, error=torch.ones(len(frames)))
+        return WorldModelOutput(frames=frames, proprio=proprio, error=torch.ones(len(frames), 1))
 
 
 class TouchesTheEdge(torch.nn.Module):

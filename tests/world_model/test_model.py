@@ -29,13 +29,14 @@ def inputs(model, rows=3):
 
 def test_the_model_is_preconditioned():
     model = tiny().eval()
-    noisy, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.3, 5.0])
+    noisy, sigma = torch.randn(2, 1, 3, 16, 16), torch.tensor([0.3, 5.0])
     seen = {}
     model.unet.register_forward_hook(lambda module, args, output: seen.update(inputs=args[0], output=output[0]))
     context, other = torch.zeros(2, 4, 3, 16, 16), torch.zeros(2, 4, 2)
     tokens, level = torch.ones(2, 24, dtype=torch.long), torch.zeros(2)
     with torch.no_grad():
-        frame = model(noisy, Edm().scales(sigma), context, other, torch.zeros(2, 4, 3), tokens, level).frame
+        frame = model(noisy, Edm().scales(sigma), context, other, torch.zeros(2, 4, 3), tokens, level).frames[:, 0]
+    noisy = noisy[:, 0]
     s = sigma[:, None, None, None]
     fed = torch.nn.functional.pixel_shuffle(seen["inputs"], 2)[:, :3]
     assert torch.allclose(fed, noisy / (s**2 + 0.25).sqrt(), atol=1e-5)
@@ -50,13 +51,13 @@ def test_gradients_reach_every_parameter(cameras, action_dim):
     frames, actions, proprio, _ = inputs(model)
     tokens = torch.tensor([[3, 5] + [0] * 22] * 3)
     pixels = to_pixels(frames)
-    prediction = model(pixels[:, -1], SCALES, pixels, actions, proprio, tokens, torch.zeros(3))
-    assert prediction.frame.shape == (3, 3 * cameras, 16, 16)
-    assert prediction.proprio.shape == (3, 3)
-    assert prediction.error.shape == (3,)
+    prediction = model(pixels[:, -1:], SCALES, pixels, actions, proprio, tokens, torch.zeros(3))
+    assert prediction.frames.shape == (3, 1, 3 * cameras, 16, 16)
+    assert prediction.proprio.shape == (3, 1, 3)
+    assert prediction.error.shape == (3, 1)
     torch.nn.init.normal_(model.proprio_head[-1].weight)
-    prediction = model(pixels[:, -1], SCALES, pixels, actions, proprio, tokens, torch.zeros(3))
-    (prediction.frame.square().mean() + prediction.proprio.square().mean() + prediction.error.mean()).backward()
+    prediction = model(pixels[:, -1:], SCALES, pixels, actions, proprio, tokens, torch.zeros(3))
+    (prediction.frames.square().mean() + prediction.proprio.square().mean() + prediction.error.mean()).backward()
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
 
 
@@ -65,7 +66,7 @@ def test_the_error_head_sends_no_gradient_to_the_rest():
     frames, actions, proprio, _ = inputs(model)
     pixels = to_pixels(frames)
     tokens = torch.ones(3, 24, dtype=torch.long)
-    error = model(pixels[:, -1], SCALES, pixels, actions, proprio, tokens, torch.zeros(3)).error
+    error = model(pixels[:, -1:], SCALES, pixels, actions, proprio, tokens, torch.zeros(3)).error
     error.sum().backward()
     touched = {name.split(".")[0] for name, value in model.named_parameters() if value.grad is not None}
     assert touched == {"error_head"}
@@ -76,12 +77,13 @@ def test_the_error_head_sends_no_gradient_to_the_rest():
 def test_a_saved_pipeline_predicts_the_same_bits(tmp_path, objective, steps):
     with quiet():
         scheduler = (Flow() if objective == "flow" else Edm()).scheduler()
-        pipeline = WorldModelPipeline(unet=tiny().eval(), scheduler=scheduler, objective=objective, offset_noise=0.1)
+        pipeline = WorldModelPipeline(
+            denoiser=tiny().eval(), scheduler=scheduler, objective=objective, offset_noise=0.1)
         pipeline.save_pretrained(tmp_path)
         again = WorldModelPipeline.from_pretrained(tmp_path)
     assert again.config.objective == objective
     assert again.process == (Flow() if objective == "flow" else Edm())
-    given = inputs(pipeline.unet)
+    given = inputs(pipeline.denoiser)
     first = pipeline(*given, torch.Generator().manual_seed(5), num_inference_steps=steps)
     second = again(*given, torch.Generator().manual_seed(5), num_inference_steps=steps)
     for name in ("frames", "proprio", "error"):
@@ -89,8 +91,8 @@ def test_a_saved_pipeline_predicts_the_same_bits(tmp_path, objective, steps):
 
 
 def test_each_row_has_its_own_noise():
-    pipeline = WorldModelPipeline(unet=tiny().eval(), scheduler=EDMEulerScheduler(sigma_max=2.0))
-    given = inputs(pipeline.unet)
+    pipeline = WorldModelPipeline(denoiser=tiny().eval(), scheduler=EDMEulerScheduler(sigma_max=2.0))
+    given = inputs(pipeline.denoiser)
     both = pipeline(*given, [torch.Generator().manual_seed(i) for i in (7, 8, 9)]).frames
     swapped = pipeline(*given, [torch.Generator().manual_seed(i) for i in (7, 1, 9)]).frames
     assert torch.equal(both[0], swapped[0])

@@ -65,21 +65,21 @@ class Oracle(torch.nn.Module):
 
     def forward(self, noisy, scales, *given):
         self.asked += 1
-        return Prediction(frame=self.frame, proprio=torch.zeros(len(noisy), 1), error=torch.zeros(len(noisy)))
+        return Prediction(frames=self.frame, proprio=torch.zeros(len(noisy), 1, 1), error=torch.zeros(len(noisy), 1))
 
 
 @pytest.mark.parametrize("process", PROCESSES[:2])
 @pytest.mark.parametrize("steps", [2, 5])
 def test_a_perfect_denoiser_is_sampled_exactly(process, steps):
-    frame = torch.rand(2, 3, 8, 8) * 2 - 1
+    frame = torch.rand(2, 1, 3, 8, 8) * 2 - 1
     oracle = Oracle(frame)
     pipeline = WorldModelPipeline.__new__(WorldModelPipeline)
-    pipeline.unet, pipeline.scheduler = oracle, process.scheduler()
+    pipeline.denoiser, pipeline.scheduler = oracle, process.scheduler()
     pipeline._internal_dict = {"objective": "flow" if isinstance(process, Flow) else "edm", "offset_noise": 0.0}
-    found = pipeline._sample(torch.randn(2, 3, 8, 8), steps).frame
+    found = pipeline._sample(torch.randn(2, 1, 3, 8, 8), steps).frames
     assert oracle.asked == steps
     assert torch.allclose(found, frame, atol=0.02)  # EDM ends at sigma_min, not at 0
-    assert torch.equal(one_step(oracle, process, torch.randn(2, 3, 8, 8), torch.zeros(2)).frame, frame)
+    assert torch.equal(one_step(oracle, process, torch.randn(2, 1, 3, 8, 8), torch.zeros(2)).frames, frame)
 
 
 def test_flow_keeps_nothing_of_the_frame_at_its_start():
