@@ -58,6 +58,8 @@ class WorldModelConfig:
     """Training contexts hold up to so many of the model's own predictions instead of recorded frames; 0: none."""
     rollout_share: float = 0.5
     """Share of a batch's rows with such contexts."""
+    rollout_after: float = 0.5
+    """Part of the first fit's steps that goes by before: what a young model predicts is not worth reading."""
     batch: int = 16
     learning_rate: float = 2e-3
     round_learning_rate: float = 5e-4
@@ -105,7 +107,7 @@ class WorldModelConfig:
                 raise UserError(f"world_model.{name}: expected at least 0, got {getattr(self, name)}")
         if not self.widths or any(width % 8 or width < 8 for width in self.widths):
             raise UserError(f"world_model.widths: expected multiples of 8, got {list(self.widths)}")
-        for name in ("start_share", "rollout_share", "ema"):
+        for name in ("start_share", "rollout_share", "rollout_after", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"world_model.{name}: expected a number in [0, 1], got {getattr(self, name)}")
 

@@ -151,7 +151,7 @@ class VideoModule(lightning.LightningModule):
         """
         config, chunk = self.config, self.config.chunk
         frames, proprio, rows = recorded.clone(), batch["proprio"].clone(), len(recorded)
-        calls = config.imagined_steps // chunk
+        calls = config.imagined_steps // chunk if self.steps >= config.rollout_after * config.steps else 0
         rolled = round(config.rollout_share * rows) if calls else 0
         number = np.sort(np.arange(rolled) % calls + 1) if rolled else np.zeros(0, int)
         order = torch.randperm(rows, generator=generator)  # a batch is sorted by source

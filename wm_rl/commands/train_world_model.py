@@ -90,7 +90,8 @@ def _fit(
     with journal.progress("video model", config.steps) as bar:
         bar.advance(learner.video_steps)
         while learner.video_steps < config.steps:
-            learner.fit_video(seen, min(every, config.steps - learner.video_steps), history=_Watch(journal, bar, "world_model"))
+            watch = _Watch(journal, bar, "world_model")
+            learner.fit_video(seen, min(every, config.steps - learner.video_steps), history=watch)
             save_checkpoint(run / "checkpoints", learner.video_steps, learner.state_dict(), keep=2)
             real, imagined = learner.film_strip(replay, len(seen), 0, STRIP_STEPS)
             strip = np.concatenate([np.concatenate(list(frames), axis=1) for frames in (real, imagined)])
