@@ -65,5 +65,7 @@ def imagine(
 
 def rank_correlation(simulated: Mapping[str, float], imagined: Mapping[str, float]) -> float:
     """Spearman's; 0 where one of them does not vary."""
-    value = float(spearmanr([simulated[name] for name in simulated], [imagined[name] for name in simulated]).statistic)
-    return value if np.isfinite(value) else 0.0
+    one, other = list(simulated.values()), [imagined[name] for name in simulated]
+    if len(set(one)) < 2 or len(set(other)) < 2:
+        return 0.0
+    return float(spearmanr(one, other).statistic)

@@ -19,7 +19,9 @@ LOOP = ["loop.iterations=1", "loop.updates_per_iteration=1", "cloning.steps=3", 
         "env.workers=1", "stand_in.workers=1"]
 SMALL = {
     "collect": [*ENV, "episodes=4"], "ingest": [], "pretrain": ["cloning.steps=3"],
-    "train_world_model": ["world_model.steps=3", "held_out=0.3"], "train": LOOP,
+    "train_world_model": ["world_model.steps=3", "held_out=0.3", "world_model.success_windows=4"], "train": LOOP,
+    "evaluate_world_model": ["held_out=0.3", "starts=4", "trials_per_task=1", "speed=false",
+                             "env.tasks=[drawer-close-v3,door-close-v3]", "env.config.max_episode_steps=14"],
     "evaluate": [*ENV, "evaluation.trials_per_task=1"], "store": [],
     "benchmark": ["train_experiment=smoke", "seeds=[3]",
                   f"controls=[{{_target_: wm_rl.commands.benchmark.Control, name: tiny, overrides: {LOOP}}}]"],
@@ -30,6 +32,17 @@ SUITES = {  # the first that a command has
                                       for what in ("iterations", "updates_per_iteration"))]
        for regime, rounds in {"quick": ["stale", "fresh"], "very_stale": ["very_stale"], "paper": ["paper"]}.items()},
     "suite=gridworld": ["random_pairs=2"],
+    "suite=world_model": [
+        "seeds=[0]", "env.tasks=[drawer-close-v3]", "unseen_env.tasks=[reach-v3]", "policies=[2]", "cloning.steps=2",
+        "env.config.max_episode_steps=14", "unseen_env.config.max_episode_steps=14", "starts=4", "trials_per_task=1",
+        *(f"recordings.{i}.episodes=8" for i in range(4)),
+        *(f"variants.{name}.{what}" for name in ("self_rollout", "plain_regressor")
+          for what in ("steps=2", "success_windows=4"))],
+    "suite=imagination": [
+        "seeds=[0]", "tasks=[drawer-close-v3]", "warm_start=2", "experiment.trials=1",
+        "experiment.updates_per_iteration=1", "env.config.max_episode_steps=14",
+        *(f"arms.{name}.{what}" for name in ("with_imagination", "without") for what in ("iterations=1", "episodes=2")),
+        "arms.with_imagination.branches=2"],
     "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
     "suite=crash": ["trials=2", "faults=false"], "suite=endurance": ["hours=0.05"],
 }
@@ -63,7 +76,7 @@ def test_the_commands_of_the_docs_run(tmp_path):
             continue
         ran.add(arguments)
         result = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], cwd=tmp_path, check=False,
-                                text=True, capture_output=True, timeout=300,
+                                text=True, capture_output=True, timeout=400,
                                 env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
     assert {command for command, *_ in ran} == set(SMALL)

@@ -55,7 +55,7 @@ def test_contexts_hold_the_models_own_frames_once_it_is_half_fitted(store):
     recorded = to_pixels(batch["frames"])
 
     def changed():
-        frames, proprio = module._imagined_contexts(recorded, batch, torch.Generator().manual_seed(0))
+        frames, _ = module._imagined_contexts(recorded, batch, torch.Generator().manual_seed(0))
         assert torch.equal(frames[:, :4], recorded[:, :4])  # the first context is always recorded
         assert torch.equal(frames[:, -1], recorded[:, -1])  # and so is the target
         return [int((frames[row] != recorded[row]).flatten(1).any(1).sum()) for row in range(8)]

@@ -84,7 +84,7 @@ def _run(
     run: Path, cell: tuple[str, str, int], experiment: Experiment, arm: Arm, env: Callable[..., VectorEnv], made: Path,
     model: str, warm_start: int,
 ) -> None:
-    name, task, seed = cell
+    _, task, seed = cell
     result = learn(experiment, arm, make_env=env, task=task, seed=seed,
                    warm_start=made / "policies" / str(warm_start), world_model=made / "models" / f"{model}-{seed}",
                    recorded=made / "recorded.zarr", scratch=run)

@@ -1,0 +1,111 @@
+"""The world model's two benchmarks on real Meta-World, small, one after the other as a user would run them."""
+
+import json
+from functools import partial
+
+import pytest
+
+from data.budget import StoreConfig
+from data.sampler import ReplayConfig
+from data.types import UserError
+from sim.expert import ExpertConfig
+from sim.metaworld import MetaWorldConfig
+from sim.vector import VectorEnv
+from tests.examples import LEARNER
+from wm_rl.cloning import CloningConfig
+from wm_rl.commands.benchmark_imagination import benchmark_imagination
+from wm_rl.commands.benchmark_world_model import Recording, benchmark_world_model
+from wm_rl.data_efficiency import Arm, Experiment, steps_to
+from wm_rl.objectives import Gipo
+from wm_rl.policy import TinyVLAConfig
+from wm_rl.ranking import rank_correlation
+from wm_rl.trust import Trust
+from world_model.config import ImaginationConfig, WorldModelConfig
+
+TINY = WorldModelConfig(widths=(16, 24), batch=4, success_batch=8, warmup=2, steps=3, success_windows=4,
+                        sources={"sim": 1.0})
+ENV = partial(VectorEnv, tasks=["drawer-close-v3"], num_envs=2, workers=0, source="sim",
+              config=MetaWorldConfig(camera="workspace", image_size=32, action_repeat=3, max_episode_steps=12))
+POLICY = TinyVLAConfig(chunk=2, bins=5, width=32, layers=1, channels=(8, 16, 16), vocabulary=256, words=24)
+
+
+def world_models(folder, **changes):
+    def recording(store, seed, unseen=False):
+        return Recording(store=store, episodes=4, seed=seed, unseen=unseen, expert=ExpertConfig())
+
+    given = {
+        "folder": str(folder), "seeds": [0, 1], "env": ENV, "unseen_env": partial(ENV, tasks=["reach-v3"]),
+        "recordings": [recording("recorded", 0), recording("held_out", 1), recording("unseen", 2, unseen=True)],
+        "storage": StoreConfig(), "variants": {"ours": TINY, "rival": TINY}, "policy": POLICY,
+        "cloning": CloningConfig(steps=4, batch=8, learning_rate=1e-3, sources={"sim": 1.0, "real": 0.0}),
+        "policies": [2, 4], "trials_per_task": 2, "first_seed": 100, "starts": 4, "threshold": 0.5, "jobs": 2}
+    return benchmark_world_model(**{**given, **changes})
+
+
+def imagination(folder, made, **changes):
+    replay = {"windows": 4, "decisions": 4, "discount": 0.97, "capacity": {"sim": None, "real": None, "imagined": None}}
+    given = {
+        "folder": str(folder), "world_models": str(made), "model": "ours", "warm_start": 4,
+        "tasks": ["drawer-close-v3"], "seeds": [0], "env": ENV, "level": 0.0, "jobs": 2,
+        "experiment": Experiment(
+            updates_per_iteration=1, evaluate_every=1, trials=2, first_seed=200, learner=LEARNER,
+            objective=Gipo(beta=0.5), trust=Trust(),
+            imagination=ImaginationConfig(horizon=3, micro_batch=2, sources=("sim",))),
+        "arms": {
+            "with": Arm(iterations=2, simulate_every=2, episodes=2, branches=3,
+                        replay=ReplayConfig(**replay, mix={"sim": 0.5, "real": 0.0, "imagined": 0.5})),
+            "without": Arm(iterations=2, simulate_every=1, episodes=2, branches=0,
+                           replay=ReplayConfig(**replay, mix={"sim": 1.0, "real": 0.0, "imagined": 0.0}))}}
+    return benchmark_imagination(**{**given, **changes})
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_models_are_made_measured_and_used(tmp_path, capsys):
+    made, used = tmp_path / "made", tmp_path / "used"
+    made.mkdir()
+    assert world_models(made) == 0
+    quality = json.loads((made / "quality.json").read_text())
+    assert [len(quality[name]) for name in ("model", "ours", "rival") if name in quality] == [2, 2]
+    first = quality["model"][0]
+    assert set(quality["simulated"]) == {str(made / "policies" / "2"), str(made / "policies" / "4")}
+    assert all(0 <= value <= 1 for row in quality["imagined"] for value in row.values())
+    assert first["denoising_share"] > 0
+    assert first["imagined_fps"] > 0
+    assert first["simulated_fps"] > 0
+    assert (made / "ranking.png").is_file()
+    stamps = {path: path.stat().st_mtime_ns for path in made.glob("models/*/fit.json")}
+    assert len(stamps) == 4
+    assert world_models(made) == 0  # goes on: nothing is fitted again, and the measures are the same
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    again = json.loads((made / "quality.json").read_text())["model"][0]
+    assert all(again[key] == value for key, value in first.items() if key.startswith(("psnr", "ssim", "success")))
+
+    used.mkdir()
+    assert imagination(used, made) == 0
+    rows = json.loads((used / "results.json").read_text())["rows"]
+    assert [(row["arm"], row["reached"]) for row in rows] == [("with", True), ("without", True)]
+    cells = {path.name: json.loads(path.read_text())["curve"] for path in (used / "cells").iterdir()}
+    with_, without = cells["with-drawer-close-v3-0.json"], cells["without-drawer-close-v3-0.json"]
+    assert with_[0]["success"] == without[0]["success"]  # the same warm start on the same trials
+    assert [point["imagined"] > 0 for point in with_] == [False, True, True]
+    assert with_[1]["simulated"] == with_[2]["simulated"] > 0  # simulated once in two iterations
+    assert 0 == without[0]["simulated"] < without[1]["simulated"] < without[2]["simulated"]
+    assert without[2]["imagined"] == 0
+    assert (used / "curves.png").stat().st_size > 5000
+    with pytest.raises(UserError, match=r"run python main\.py benchmark suite=world_model"):
+        imagination(used, made, warm_start=3)
+
+
+def test_steps_to_a_level_are_those_of_two_evaluations():
+    curve = [{"success": value, "simulated": 100 * i} for i, value in enumerate([0.2, 0.9, 0.6, 0.8, 0.8, 0.9])]
+    assert steps_to(0.8, curve)["simulated"] == 400
+    assert steps_to(0.75, curve)["simulated"] == 200
+    assert steps_to(0.95, curve) is None
+
+
+def test_rank_correlation_by_hand():
+    simulated = {"a": 0.1, "b": 0.5, "c": 0.9}
+    assert rank_correlation(simulated, {"c": 0.3, "a": 0.0, "b": 0.2}) == 1
+    assert rank_correlation(simulated, {"a": 0.2, "b": 0.1, "c": 0.3}) == pytest.approx(0.5)  # 1 - 6 * 2 / 24
+    assert rank_correlation(simulated, {"a": 0.2, "b": 0.2, "c": 0.2}) == 0
