@@ -253,7 +253,7 @@ class Loop:
         config = self.config
         drift = Drift(**self.progress["drift"])
         paused = not drift.within(self.imagination_config.max_ratio)
-        if iteration > 0 and (paused or iteration % config.refit_every == 0):
+        if iteration > 0 and iteration % config.refit_every == 0:
             with self._timed("world_model"):
                 self._fit_world_model(self.world_model_config.round_steps, None)
         metrics: dict[str, float] = {}

@@ -140,7 +140,7 @@ class ImaginationConfig:
     ``near_success`` (at most ``horizon`` steps before one), ``failure`` (a step of a failed episode)."""
     max_uncertainty: float | None = None
     """An imagined episode is truncated once its uncertainty passes this; None: only after ``horizon`` steps."""
-    max_ratio: float = 2.0
+    max_ratio: float = 4.0
     """Imagination pauses while imagined successes are more than so many times the recorded ones, or fewer than that
     part of them, where both followed the same actions (``audit``)."""
     audit_every: int = 4
