@@ -140,7 +140,7 @@ def test_options_may_follow_overrides():
 
 def test_completion_offers_commands_and_choices(monkeypatch):
     monkeypatch.setenv("COMP_LINE", "python main.py ev")
-    assert main("-sc", "query=bash").stdout.split() == ["evaluate"]
+    assert main("-sc", "query=bash").stdout.split() == ["evaluate", "evaluate_world_model"]
     monkeypatch.setenv("COMP_LINE", "python main.py train objective=")
     assert "objective=gipo" in main("-sc", "query=bash").stdout.split()
 

@@ -72,6 +72,9 @@ class WorldModelConfig:
     ema: float = 0.99
     """Decay of the averaged weights that predict, reached gradually; 0 uses the latest weights."""
     precision: str = "bf16-mixed"
+    compile: bool = False
+    """Imagine with ``torch.compile``: about 1.4 times as fast on a CPU, after a minute of compiling; needs a C++
+    compiler there."""
     sources: Mapping[str, float] = field(default_factory=lambda: {"sim": 1.0, "real": 1.0})
     """Weight of each source in a batch."""
     steps: int = 400

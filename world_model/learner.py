@@ -257,6 +257,8 @@ class WorldModelLearner:
             bf16 = self.config.precision.startswith("bf16")
             with quiet():
                 self._cached = self._new_pipeline(torch.bfloat16 if bf16 else torch.float32)
+            if self.config.compile:
+                self._cached.denoiser.compile_network()
         return self._cached
 
     def success_model(self) -> SuccessModel:

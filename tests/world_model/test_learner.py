@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -149,3 +150,14 @@ def test_the_learning_rate_falls_before_later_fits():
     config = WorldModelConfig(learning_rate=1e-3, round_learning_rate=1e-4, warmup=10, steps=100)
     rates = [learning_rate(config, step) for step in (0, 9, 50, 75, 100, 500)]
     assert rates == pytest.approx([1e-4, 1e-3, 1e-3, 5.5e-4, 1e-4, 1e-4])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_imagines_nearly_the_same(store):
+    fitted = learner(store, dataclasses.replace(TINY, precision="32-true"))
+    fitted.fit(store, 2)
+    compiled = learner(store, dataclasses.replace(TINY, precision="32-true", compile=True))
+    compiled.load_state_dict(fitted.state_dict())
+    one, other = (each.film_strip(store, 1, 1, 4)[1].astype(int) for each in (fitted, compiled))
+    assert np.abs(one - other).max() <= 1  # rounding
