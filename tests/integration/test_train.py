@@ -50,10 +50,11 @@ def test_it_leaves_what_it_promises(whole):
     assert everything["trials"] == 4
     assert {"estimate", "low", "high"} == set(everything["before"]) == set(everything["after"])
     assert set(summary["seconds"]) == {"record", "ingest", "demonstrate", "clone", "prefill", "world_model", "collect",
-                                       "imagine", "update", "evaluate"}
+                                       "audit", "imagine", "update", "evaluate"}
     assert summary["world_model"]["psnr_model_1"] > 5
     page = (whole / "report.html").read_text()
     assert "stand-in" in page
+    assert "Held against newly collected episodes" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (whole / "videos" / "after.mp4").stat().st_size > 1000
     store = ReplayStore.open(whole / "replay.zarr")

@@ -1,0 +1,61 @@
+"""When imagination pauses. (The whole loop is tested in tests/integration.)"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from wm_rl.loop import Loop
+from world_model.config import ImaginationConfig
+
+
+class Store(list):
+    def refresh(self):
+        pass
+
+
+class Audited:
+    """A fake world model: what its audits claim is scripted; it notes when it is asked to imagine."""
+
+    def __init__(self, claims):
+        self.claims, self.audits, self.imagined = list(claims), 0, 0
+
+    def audit(self, store, config, *, episodes):
+        assert list(episodes) == [8, 9]  # the two newest of ten
+        self.audits += 1
+        imagined, recorded = self.claims.pop(0)
+        return {"audit/imagined_successes": imagined, "audit/recorded_successes": recorded}
+
+    def imagination(self, store, config, *, num_envs):
+        self.imagined += 1
+        return SimpleNamespace(num_envs=num_envs)
+
+
+def scripted(claims):
+    loop = Loop.__new__(Loop)
+    loop.config = SimpleNamespace(refit_every=100, branches_per_iteration=3)
+    loop.imagination_config = ImaginationConfig(max_ratio=2.0, audit_every=4)
+    loop.progress = {"seconds": {}, "drift": {"imagined": 0.0, "recorded": 0.0}}
+    loop.world_model = Audited(claims)
+    loop._roll = lambda *given: []
+    return loop
+
+
+def test_it_pauses_while_imagination_claims_too_much_and_audits_every_iteration_until_it_does_not():
+    loop = scripted([(1, 1), (12, 1), (0, 1), (0, 9)])
+    seen = []
+    for iteration in range(8):
+        try:
+            metrics = loop._imagine(None, Store(range(10)), iteration, newest=2)
+        except ZeroDivisionError:  # no imagined episode to average over
+            metrics = {"imagination_paused": 0.0}
+        seen.append((metrics["imagination_paused"], loop.world_model.audits, loop.world_model.imagined))
+    # audits in 0 and 4; the second finds 12.7 claims where 1.7 were recorded; 5 and 6 audit again, 6 finds it well
+    assert seen == [(0, 1, 1), (0, 1, 2), (0, 1, 3), (0, 1, 4), (1, 2, 4), (1, 3, 4), (0, 4, 5), (0, 4, 6)]
+    assert loop.progress["drift"]["recorded"] == pytest.approx(((1 * 0.7 + 1) * 0.7 + 1) * 0.7 + 9)
+
+
+def test_the_first_imagination_always_runs():
+    loop = scripted([(20, 0)])
+    with pytest.raises(ZeroDivisionError):
+        loop._imagine(None, Store(range(10)), 0, newest=2)
+    assert loop.world_model.imagined == 1
