@@ -41,7 +41,8 @@ SUITES = {  # the first that a command has
     "suite=imagination": [
         "seeds=[0]", "tasks=[drawer-close-v3]", "warm_start=2", "experiment.trials=1",
         "experiment.updates_per_iteration=1", "env.config.max_episode_steps=14",
-        *(f"arms.{name}.{what}" for name in ("with_imagination", "without") for what in ("iterations=1", "episodes=2")),
+        *(f"arms.{name}.{what}" for name in ("with_imagination", "without_more_reuse", "without")
+          for what in ("iterations=1", "episodes=2")),
         "arms.with_imagination.branches=2"],
     "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
     "suite=crash": ["trials=2", "faults=false"], "suite=endurance": ["hours=0.05"],

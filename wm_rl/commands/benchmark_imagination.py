@@ -126,21 +126,25 @@ def _summary(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], level: floa
         before, last = (np.mean([row[name] for row in own]) for name in ("before", "last"))
         lines.append(f"{arm}: {sum(row['reached'] for row in own)} of {len(own)} reached {level:.0%}; "
                      f"success {before:.2f} → {last:.2f}")
-    if len(arms) < 2:
-        return lines
-    imagining, plain = arms[0], arms[1]
+    for plain in arms[1:]:
+        lines += _ratios(rows, arms[0], plain)
+    return lines
+
+
+def _ratios(rows: Sequence[Mapping[str, Any]], imagining: str, plain: str) -> list[str]:
+    """What one arm spent over what the first did, pair by pair."""
     partner = {(row["task"], row["seed"]): row for row in rows if row["arm"] == plain}
     pairs = [(row, partner[row["task"], row["seed"]]) for row in rows if row["arm"] == imagining]
     usable = [(own, other) for own, other in pairs if own["reached"]]
-    lines.append(f"pairs in which '{imagining}' reached it: {len(usable)} of {len(pairs)}, '{plain}' censored in "
-                 f"{sum(not other['reached'] for _, other in usable)} of them (its ratios are then lower bounds)")
+    lines = [f"against {plain}: {imagining} reached it in {len(usable)} of {len(pairs)} pairs, {plain} never in "
+             f"{sum(not other['reached'] for _, other in usable)} of these (their ratios are lower bounds)"]
     for label, cost, extra in (("simulator steps", "simulated", None),
                                ("the same, the task's recordings counted for the model", "simulated", "offline"),
                                ("CPU seconds, the model's fit not counted", "cpu_seconds", None)):
         ratios = [other[cost] / (own[cost] + (own[extra] if extra else 0)) for own, other in usable
                   if own[cost] > 0 and other[cost] > 0]
         if ratios:
-            lines.append(f"ratio of {label}: geometric mean {np.exp(np.mean(np.log(ratios))):.2f} "
+            lines.append(f"  ratio of {label}: geometric mean {np.exp(np.mean(np.log(ratios))):.2f} "
                          f"[{min(ratios):.2f}, {max(ratios):.2f}]")
     return lines
 
