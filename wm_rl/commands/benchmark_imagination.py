@@ -7,14 +7,11 @@ is written to ``cells/`` when it is done, so a benchmark that was stopped goes o
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from data.store import ReplayStore
@@ -23,6 +20,7 @@ from sim.figures import new_figure
 from sim.vector import VectorEnv
 from wm_rl.data_efficiency import Arm, Experiment, learn, steps_to
 from wm_rl.journal import Journal
+from wm_rl.workers import one_core_each
 
 
 def benchmark_imagination(
@@ -49,7 +47,7 @@ def benchmark_imagination(
     todo = [cell for cell in cells if not _file(run, cell).is_file()]
     with journal.progress("cells", len(cells)) as bar:
         bar.advance(len(cells) - len(todo))
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_core) as pool:
+        with one_core_each(jobs) as pool:
             waiting = [pool.submit(_run, run, cell, experiment, arms[cell[0]], env, made, model, warm_start)
                        for cell in todo]
             try:
@@ -69,10 +67,6 @@ def benchmark_imagination(
     _draw(curves, tasks, list(arms), level, run / "curves.png")
     journal.say(f"curves: {run / 'curves.png'}")
     return 0
-
-
-def _one_core() -> None:
-    torch.set_num_threads(1)
 
 
 def _file(run: Path, cell: tuple[str, str, int]) -> Path:

@@ -7,16 +7,13 @@ stopped goes on with the same ``hydra.run.dir``, and more seeds or contestants a
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from data.types import UserError
@@ -24,6 +21,7 @@ from sim.leaderboard import Board, Row, iqm, write_leaderboard
 from wm_rl.journal import Journal
 from wm_rl.stale_metaworld import Contestant, Experiment, Regime, train_stale
 from wm_rl.staleness import PANEL
+from wm_rl.workers import one_core_each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +66,7 @@ def benchmark_metaworld(
     todo = [cell for cell in cells if not (run / "cells" / cell.file).is_file()]
     with journal.progress("cells", len(cells)) as bar:
         bar.advance(len(cells) - len(todo))
-        # A fresh interpreter each: what a forked one inherits of torch and MuJoCo is not safe to use.
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_core) as pool:
+        with one_core_each(jobs) as pool:
             waiting = [pool.submit(_run, run, cell, experiment, rounds[cell.round].regime,
                                    contestants[cell.contestant]) for cell in todo]
             try:
@@ -95,10 +92,6 @@ def benchmark_metaworld(
         journal.say(note)
     journal.say(f"results: {run / 'results.json'}, report: {run / 'report.html'}")
     return 0
-
-
-def _one_core() -> None:
-    torch.set_num_threads(1)
 
 
 def _run(run: Path, cell: _Cell, experiment: Experiment, regime: Regime, contestant: Contestant) -> None:

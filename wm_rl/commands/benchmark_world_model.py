@@ -6,11 +6,8 @@ Everything is written as it is made, so a benchmark that was stopped goes on wit
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from wm_rl.commands.collect import collect
 from wm_rl.commands.evaluate_world_model import evaluate_world_model
 from wm_rl.journal import Journal
 from wm_rl.policy import TinyVLA, TinyVLAConfig
+from wm_rl.workers import one_core_each
 from world_model.config import WorldModelConfig
 from world_model.learner import WorldModelLearner
 
@@ -63,7 +61,7 @@ def benchmark_world_model(
     todo = [(name, seed) for name, seed in cells if not (_folder(run, name, seed) / "fit.json").is_file()]
     with journal.progress("fits", len(cells)) as bar:
         bar.advance(len(cells) - len(todo))
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_one_core) as pool:
+        with one_core_each(jobs) as pool:
             waiting = [pool.submit(_fit, run / "recorded.zarr", _folder(run, name, seed), variants[name], seed)
                        for name, seed in todo]
             try:
@@ -122,8 +120,3 @@ def _clone_policies(
                 learned.save(run / "policies" / str(step + 1))
 
         clone(learned, replay, cloning, seed=0, device=torch.device("cpu"), log=log)
-
-
-def _one_core() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
