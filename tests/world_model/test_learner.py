@@ -143,7 +143,7 @@ def test_actions_matter_and_success_is_seen_after_a_small_fit(store):
     assert result["psnr_model_8"] > result["psnr_copy_8"]
     assert result["proprio_model_4"] < 0.5 * result["proprio_copy_4"]
     assert result["success_auroc_real"] > 0.95
-    assert result["success_ece"] < 0.1
+    assert result["success_ece_real"] < 0.1
 
 
 def test_the_learning_rate_falls_before_later_fits():
