@@ -249,13 +249,10 @@ class Loop:
         return metrics | self._imagine(policy, store, iteration, newest=len(acted)) if self.imagines else metrics
 
     def _imagine(self, policy: TinyVLA, store: ReplayStore, iteration: int, *, newest: int) -> dict[str, float]:
-        """Refit, audit on the ``newest`` episodes, and imagine unless imagination has drifted from what is recorded."""
+        """Audit on the ``newest`` episodes before a refit can see them, then imagine unless imagination has drifted."""
         config = self.config
         drift = Drift(**self.progress["drift"])
         paused = not drift.within(self.imagination_config.max_ratio)
-        if iteration > 0 and iteration % config.refit_every == 0:
-            with self._timed("world_model"):
-                self._fit_world_model(self.world_model_config.round_steps, None)
         metrics: dict[str, float] = {}
         if paused or iteration % self.imagination_config.audit_every == 0:
             with self._timed("audit"):
@@ -264,6 +261,9 @@ class Loop:
                     store, self.imagination_config, episodes=range(len(store) - newest, len(store)))
             drift = drift.update(metrics)
             self.progress["drift"] = asdict(drift)
+        if iteration > 0 and iteration % config.refit_every == 0:
+            with self._timed("world_model"):
+                self._fit_world_model(self.world_model_config.round_steps, None)
         metrics["imagined_ratio"] = drift.ratio
         # The first imagination always runs: a batch needs something of every source that it is made of.
         metrics["imagination_paused"] = float(iteration > 0 and not drift.within(self.imagination_config.max_ratio))

@@ -104,6 +104,8 @@ class WorldModelConfig:
                      "success_horizon"):
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.context < 2:
+            raise UserError(f"world_model.context: success is judged by two frames, so at least 2, got {self.context}")
         for name in ("warmup", "round_learning_rate", "steps", "round_steps", "success_ratio", "context_noise",
                      "offset_noise", "rollout_steps", "success_windows", "success_shift"):
             if getattr(self, name) < 0:

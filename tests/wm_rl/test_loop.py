@@ -59,3 +59,16 @@ def test_the_first_imagination_always_runs():
     with pytest.raises(ZeroDivisionError):
         loop._imagine(None, Store(range(10)), 0, newest=2)
     assert loop.world_model.imagined == 1
+
+
+def test_an_audit_comes_before_the_refit_that_sees_its_episodes():
+    loop, order = scripted([(1, 1)] * 2), []
+    loop.config.refit_every = 4
+    loop.world_model_config = SimpleNamespace(round_steps=5)
+    loop._fit_world_model = lambda steps, title: order.append("refit")
+    audit = loop.world_model.audit
+    loop.world_model.audit = lambda *given, **named: order.append("audit") or audit(*given, **named)
+    for iteration in (0, 4):
+        with pytest.raises(ZeroDivisionError):
+            loop._imagine(None, Store(range(10)), iteration, newest=2)
+    assert order == ["audit", "audit", "refit"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,9 +85,13 @@ def _record(run: Path, recording: Recording, env: Callable[[], VectorEnv], stora
     path, mark = run / f"{recording.store}.zarr", run / f"{recording.store}-{recording.seed}.done"
     if mark.is_file():
         return
+    if path.exists():  # what a killed recording left goes; whole ones before it stay
+        whole = [json.loads(each.read_text()) for each in run.glob(f"{recording.store}-*.done")]
+        with closing(ReplayStore.open(path, storage)) as store:
+            store.rollback(max(whole, key=lambda position: sum(position.values()), default={}))
     collect(seed=recording.seed, env=env, expert=recording.expert, actor="expert", episodes=recording.episodes,
             sample=True, storage=storage, store=str(path), lerobot=None, format="v2.1")
-    mark.touch()
+    mark.write_text(json.dumps(ReplayStore.open(path).position))
 
 
 def _folder(run: Path, name: str, seed: int) -> Path:
