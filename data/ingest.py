@@ -207,12 +207,15 @@ def _trajectory(episode: LeRobotEpisode, frames: Mapping[str, np.ndarray], stati
     steps = len(episode.action) - 1
     action = np.clip(statistics.normalise(episode.action[:-1]), -1, 1)
     last = np.arange(steps) == steps - 1
-    succeeded = last & (episode.success is Success.YES)
+    reward = episode.shows_success[:steps].astype(np.float32)  # marked step by step, or only the last one known
+    if episode.success is Success.YES and not reward.any():
+        reward[-1] = 1
+    succeeded = np.arange(steps) == np.argmax(reward) if reward.any() else np.zeros(steps, bool)
     return Trajectory(
         frames=frames, proprio=episode.state, action=action,
         action_token=np.full(action.shape, UNKNOWN_TOKEN, np.int16), log_prob=np.full(action.shape, np.nan, np.float32),
-        decision=np.zeros(steps, bool), reward=succeeded.astype(np.float32), terminated=succeeded,
-        truncated=last & ~succeeded,  # the log says that it stops here, not that no value follows
+        decision=np.zeros(steps, bool), reward=reward, terminated=succeeded,
+        truncated=last & ~succeeded.any(),  # the log says that it stops here, not that no value follows
         policy_version=np.full(steps, NOT_OURS, np.int64), uncertainty=np.zeros(steps, np.float32),
         timestamp=episode.timestamp, source=Source.REAL, task=episode.task, instruction=episode.instruction,
         success=episode.success, behaviour=Behaviour.UNKNOWN, embodiment=embodiment, world_model_version=-1,

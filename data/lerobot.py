@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64, UInt8
 from PIL import Image
 
 from data.types import Success, UserError
@@ -45,6 +45,8 @@ class LeRobotEpisode:
     success: Success
     success_from: str
     """What says so, or why it is unknown."""
+    shows_success: Bool[np.ndarray, " r"]
+    """The observation after this row's shows success; false throughout where rows are not marked one by one."""
     recorded: Mapping[str, Any]
     """Provenance that the writer of the set gave the episode."""
     file: Path
@@ -254,6 +256,7 @@ class LeRobotDataset:
         return LeRobotEpisode(
             index=index, state=state, action=action, timestamp=time - time[0], instruction=sentence,
             task=entry["task_name"] if entry.get("task_name") else sentence, success=success, success_from=origin,
+            shows_success=self._shows_success(success, table),
             recorded=json.loads(entry["provenance"]) if entry.get("provenance") else {}, file=file)
 
     def _success(self, entry: Mapping[str, Any], table: pa.Table) -> tuple[Success, str]:
@@ -265,6 +268,12 @@ class LeRobotDataset:
             return Success.UNKNOWN, f"{SUCCESS} is false throughout the set, so it is not taken for a label"
         done = bool(np.any(_flat(table[SUCCESS])))
         return (Success.YES if done else Success.NO), f"column {SUCCESS}"
+
+    def _shows_success(self, success: Success, table: pa.Table) -> Bool[np.ndarray, " r"]:
+        marked = np.zeros(table.num_rows, bool)
+        if success is Success.YES and SUCCESS in self.info["features"]:
+            marked = _flat(table[SUCCESS]).astype(bool)
+        return marked & ~marked[0]  # a mark in every row is the episode's, not the row's
 
     @cached_property
     def _labelled(self) -> bool:

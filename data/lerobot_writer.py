@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.lerobot import ACTION, STATE, SUCCESS, VERSIONS
+from data.outcome import steps_until_decided, success_frames
 from data.types import Spec, Statistics, Success, Trajectory, UserError
 
 CAMERA_PREFIX = "observation.images."
@@ -105,8 +106,7 @@ def _rows(trajectory: Trajectory, statistics: Statistics, *, fps: float, index: 
           offset: int) -> pa.Table:
     rows = len(trajectory) + 1
     raw = statistics.denormalise(trajectory.action)
-    done = np.zeros(rows, bool)
-    done[-2:] = True  # the last action ends the episode; the row after it repeats that
+    done = np.arange(rows) >= steps_until_decided(trajectory.terminated) - 1  # also in the row after the last action
     columns = {
         STATE: _vectors(trajectory.proprio),
         ACTION: _vectors(np.concatenate([raw, raw[-1:]])),
@@ -119,7 +119,10 @@ def _rows(trajectory: Trajectory, statistics: Statistics, *, fps: float, index: 
         "next.done": pa.array(done),
     }
     if trajectory.success is not Success.UNKNOWN:
-        columns[SUCCESS] = pa.array(done & (trajectory.success is Success.YES))
+        shown = success_frames(trajectory.terminated, trajectory.reward, succeeded=trajectory.success is Success.YES)
+        if trajectory.success is Success.YES and not shown.any():
+            shown[-1] = True  # at the latest: nobody knows the frame of a success that did not terminate
+        columns[SUCCESS] = pa.array(np.append(shown[1:], shown[-1]))
     else:
         columns[SUCCESS] = pa.array(np.zeros(rows, bool))
     return pa.table(columns)

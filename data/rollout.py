@@ -101,7 +101,7 @@ class _Recorder:
         self._task, self._instruction = info["task"][row], info["instruction"][row]
         self._branch = info["branch"][row] if "branch" in info else {}
         self._decisions = 0
-        self._success = False
+        self._success = self._decided = False
         self._columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self._frames: dict[str, list[np.ndarray]] = {camera: [] for camera in observation["frames"]}
         self._proprio: list[np.ndarray] = []
@@ -114,8 +114,9 @@ class _Recorder:
 
     def take(self, action: np.ndarray, token: np.ndarray, log_prob: np.ndarray, version: int) -> None:
         """Queue a chunk ``[k, a]``; its first action is the decision."""
+        decides = not self._decided
         self._decisions += 1
-        self.chunk = [(action[i], token[i], log_prob[i], i == 0, version) for i in range(len(action))]
+        self.chunk = [(action[i], token[i], log_prob[i], i == 0 and decides, version) for i in range(len(action))]
 
     def next_action(self) -> np.ndarray:
         step = self.chunk.pop(0)
@@ -126,9 +127,11 @@ class _Recorder:
     def record(self, observation: dict, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray,
                info: dict) -> None:
         row = self._row
-        for name, values in (("reward", reward), ("terminated", terminated), ("truncated", truncated),
-                             ("uncertainty", info["uncertainty"])):
-            self._columns[name].append(values[row])
+        decided = terminated[row] or ("decided" in info and info["decided"][row])
+        for name, value in (("reward", reward[row]), ("terminated", decided and not self._decided),
+                            ("truncated", truncated[row]), ("uncertainty", info["uncertainty"][row])):
+            self._columns[name].append(value)
+        self._decided = decided
         self._success = bool(info["success"][row])
         self._observe(observation, info)
 

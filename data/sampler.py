@@ -16,14 +16,14 @@ from data.draw import EpisodeDraw, Limits
 from data.episodes import Episodes
 from data.layout import EPISODE, WORDS
 from data.mapping import will_need
+from data.outcome import steps_until_decided
 from data.segment import Segment
 from data.store import ReplayStore
-from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, Success, UserError
+from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, UserError
 
 _LENGTH, _DECISIONS, _BEHAVIOUR = map(EPISODE.index, ("length", "decisions", "behaviour"))
-_CLONED, _SUCCESS_UNKNOWN = WORDS["behaviour"].index(Behaviour.CLONED), WORDS["success"].index(Success.UNKNOWN)
+_CLONED, _UNKNOWN = map(WORDS["behaviour"].index, (Behaviour.CLONED, Behaviour.UNKNOWN))
 _SMALL = ("proprio", "action_token", "log_prob", "reward", "terminated", "policy_version", "uncertainty")
-_YES, _UNKNOWN = WORDS["success"].index(Success.YES), WORDS["behaviour"].index(Behaviour.UNKNOWN)
 _SOURCES = list(Source)
 _ALL = slice(None)
 _DECISION_STREAM, _STEP_STREAM = 1, 2
@@ -166,7 +166,9 @@ class DecisionSampler:
             decided = columns["decision"][begin : begin + length].nonzero()[0][start : start + d + 1]
             n = min(len(decided), d)
             borders = np.empty(n + 1, np.int64)
-            borders[:n], borders[n] = decided[:n], decided[d] if len(decided) > d else length
+            borders[:n] = decided[:n]
+            borders[n] = decided[d] if len(decided) > d else decided[-1] + steps_until_decided(
+                columns["terminated"][begin + decided[-1] : begin + length])
             first, following = begin + int(borders[0]), begin + int(borders[n])
             rows = slice(first, begin + int(borders[n - 1]) + 1)
             contiguous = rows.stop - rows.start == n
@@ -278,7 +280,7 @@ class StepSampler:
         s, b = self.context + self.horizon - 1, len(episodes)
         frames = _pictures(spec, (b, s + 1), into, "")
         proprio, action = np.empty((b, s + 1, spec.proprio_dim), "f4"), np.zeros((b, s, spec.action_dim), "f4")
-        terminated = np.empty(b, bool)
+        decided = np.empty(b, np.int64)
         lengths = table.length[episodes]
         # Counted from the episode's beginning; what lies outside it repeats the nearest observation.
         steps = (plan.starts - (self.context - 1))[:, None] + np.arange(s + 1)
@@ -287,7 +289,7 @@ class StepSampler:
         whole = mask.all(axis=1)
         for j, (segment, begin, length, step) in enumerate(plan.places(steps[:, 0])):
             columns = segment.columns
-            terminated[j] = columns["terminated"][begin + length - 1]
+            decided[j] = steps_until_decided(columns["terminated"][begin : begin + length])
             if whole[j]:
                 rows = slice(begin + step, begin + step + s + 1)
                 proprio[j], action[j] = columns["proprio"][rows], columns["action"][rows.start : rows.stop - 1]
@@ -299,14 +301,11 @@ class StepSampler:
             proprio[j] = columns["proprio"][places]
             for camera in spec.cameras:
                 columns[f"rgb_{camera}"].take(places, axis=0, out=frames[camera][j], mode="clip")
-        success = table.code("success")[episodes]
-        done = (seen == lengths[:, None]) & ((success == _YES) & terminated)[:, None]
         return StepBatch(
             frames=_tensors(frames), proprio=torch.from_numpy(proprio), action=torch.from_numpy(action),
             mask=torch.from_numpy(mask), instruction=table.words("instruction", episodes),
             source=[_SOURCES[code] for code in table.code("source")[episodes].tolist()],
-            success_frame=torch.from_numpy(done),
-            success_known=torch.from_numpy(success != _SUCCESS_UNKNOWN),
+            aftermath=torch.from_numpy(mask & (steps[:, :-1] >= decided[:, None])),
         )
 
 

@@ -133,7 +133,8 @@ class Trajectory:
     """One recorded episode of ``t`` control steps (``t1`` = t + 1 observations), independent of any chunk length.
 
     ``log_prob`` is that of each action token under the policy that acted; NaN means unknown and is never invented.
-    ``decision`` is true where the policy looked and issued a chunk. ``terminated``: no value follows.
+    ``decision`` is true where the policy looked and issued a chunk. ``terminated``: the episode is decided and no value
+    follows; steps after it are its aftermath (``data.outcome``), which holds no decision and no return.
     ``truncated``: bootstrap from the last observation. ``uncertainty`` is 0 where nothing was imagined.
     ``timestamp`` is in seconds since the episode began, on the clock that ``provenance`` names.
     """
@@ -255,10 +256,8 @@ class StepBatch:
     """The step was recorded, not padded."""
     instruction: Sequence[str]
     source: Sequence[Source]
-    success_frame: Bool[Tensor, "b s1"]
-    """The task is done in this frame: the last one of a successful episode that terminated."""
-    success_known: Bool[Tensor, " b"]
-    """The episode's success is yes or no."""
+    aftermath: Bool[Tensor, "b s"]
+    """The step came after its episode was decided: nothing to imitate."""
 
 
 @runtime_checkable
@@ -272,7 +271,8 @@ class Env(Protocol):
     ``{"frames": {camera: uint8 [n, h, w, 3]}, "proprio": float32 [n, p]}``; rows not yet reset hold zeros.
     ``info`` of ``reset`` and ``step`` holds for every row ``"instruction"`` (list of str), ``"task"`` (list of str),
     ``"success"`` (bool [n]), ``"uncertainty"`` (float32 [n]) and ``"time"`` (float64 [n], seconds since the reset).
-    Where episodes begin in stored ones, ``"branch"`` holds a JSON-able mapping per row that says where.
+    Where episodes begin in stored ones, ``"branch"`` holds a JSON-able mapping per row that says where. Where rows play
+    on after their episode is decided, ``"decided"`` (bool [n]) says so, from the deciding step on.
     The arrays returned are the caller's to keep.
     """
 

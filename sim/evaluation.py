@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from data.outcome import steps_until_decided
 from data.rollout import rollout
 from data.types import Env, Policy, Success, Trajectory, UserError
 from sim.intervals import Interval, paired_difference, wilson
@@ -84,9 +85,9 @@ def evaluate_policy(
     seeds = share_seeds(env.row_tasks, range(first_seed, first_seed + trials_per_task))
     trials, episodes = [], []
     for episode in rollout(env, policy, seeds, sample=sample, on_step=on_step):
-        seed = episode.provenance["seed"]
+        seed, steps = episode.provenance["seed"], steps_until_decided(episode.terminated)
         trials.append(Trial(task=episode.task, seed=seed, success=episode.success is Success.YES,
-                            steps=len(episode), return_=float(episode.reward.sum())))
+                            steps=steps, return_=float(episode.reward[:steps].sum())))
         if seed < first_seed + keep:
             episodes.append(episode)
     return Evaluation(

@@ -108,6 +108,9 @@ class MetaWorldConfig:
     reward: str = "sparse"
     """``sparse``: 1 at the control step that succeeds, which terminates. ``dense``: Meta-World's own, divided by its
     maximum of 10, at the last repeat; nothing terminates, and an episode that once succeeded has succeeded."""
+    steps_after_success: int = 0
+    """Control steps that a sparse episode goes on after it succeeded, as far as ``max_episode_steps`` allows: what
+    success looks like, for a world model. Their reward is 1 while the task is still done."""
     goal_seed: int | None = None
     """Draws goal and objects alike for every episode; null: an episode's own seed does."""
 
@@ -118,6 +121,8 @@ class MetaWorldConfig:
         for name in ("image_size", "action_repeat", "max_episode_steps"):
             if getattr(self, name) < 1:
                 raise _user_error(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps_after_success < 0:
+            raise _user_error(f"steps_after_success must be at least 0, got {self.steps_after_success}")
         if self.action_repeat * self.max_episode_steps > 500:
             raise _user_error(
                 "action_repeat * max_episode_steps must be at most Meta-World's 500 steps, "
@@ -141,6 +146,8 @@ class Step(NamedTuple):
     terminated: bool
     truncated: bool
     success: bool
+    decided: bool
+    """It has succeeded, now or before; with a dense reward nothing is ever decided."""
     time: float
     """Simulated seconds since the reset."""
     instruction: str
@@ -187,8 +194,8 @@ class MetaWorldTask:
         self._mujoco.mj_forward(model, data)
         self._expert = self._expert_class()
         self._waiting = [np.zeros(len(ACTIONS), np.float32)] * self.config.perturbation.latency
-        self._steps, self._succeeded = 0, False
-        return self._step(reward=0.0, success=False)
+        self._steps, self._succeeded, self._left = 0, False, self.config.steps_after_success
+        return self._step(reward=0.0)
 
     def step(self, action: np.ndarray) -> Step:
         """Apply a normalised action ``[a]`` for ``action_repeat`` simulator steps, or until the task is done."""
@@ -197,13 +204,15 @@ class MetaWorldTask:
         self._steps += 1
         if self.config.reward == "dense":
             return self._dense_step(executed)
-        success = False
+        done = False
         for _ in range(self.config.action_repeat):
             self._state, _, _, _, info = self._env.step(executed)
-            success = bool(info["success"])
-            if success:
+            done = bool(info["success"])
+            if done and not self._succeeded:
                 break
-        return self._step(reward=float(success), success=success)
+        self._left -= self._succeeded
+        self._succeeded |= done
+        return self._step(reward=float(done))
 
     def expert_action(self) -> np.ndarray:
         """Return the scripted expert's action ``[a]`` for the present state, clipped to [-1, 1]."""
@@ -216,15 +225,16 @@ class MetaWorldTask:
         if self._renderer is not None:
             self._renderer.close()
 
-    def _step(self, *, reward: float, success: bool) -> Step:
-        terminated = success and self.config.reward == "sparse"
-        truncated = not terminated and self._steps >= self.config.max_episode_steps
-        time = self._env.curr_path_length / SIM_HZ
+    def _step(self, *, reward: float) -> Step:
+        decided = self._succeeded and self.config.reward == "sparse"
+        last = self._steps >= self.config.max_episode_steps
         state = self._state.astype(np.float32)
-        if self._renderer is None:
-            return Step(_NO_FRAME, state, reward, terminated, truncated, success, time, self._instruction)
-        proprio = state[: len(PROPRIO)]
-        return Step(self._render(), proprio, reward, terminated, truncated, success, time, self._instruction)
+        drawn = self._renderer is not None
+        return Step(
+            frame=self._render() if drawn else _NO_FRAME, proprio=state[: len(PROPRIO)] if drawn else state,
+            reward=reward, terminated=decided and (last or self._left <= 0), truncated=last and not decided,
+            success=self._succeeded, decided=decided, time=self._env.curr_path_length / SIM_HZ,
+            instruction=self._instruction)
 
     def _dense_step(self, executed: np.ndarray) -> Step:
         """Only the last repeat is looked at: Meta-World spends more time on looking than on physics."""
@@ -234,7 +244,7 @@ class MetaWorldTask:
             self._env.curr_path_length += 1
         self._state, reward, _, _, info = self._env.step(executed)
         self._succeeded |= bool(info["success"])
-        return self._step(reward=float(reward) / 10, success=self._succeeded)
+        return self._step(reward=float(reward) / 10)
 
     def _make_renderer(self) -> Any:
         model, size = self._env.model, self.config.image_size

@@ -95,7 +95,7 @@ class VectorEnv:
         size = config.image_size if pixels else 0
         self._frames = np.zeros((num_envs, size, size, 3), np.uint8)
         self._proprio = np.zeros((num_envs, self.spec.proprio_dim), np.float32)
-        self._terminated, self._truncated, self._success, self._playing = np.zeros((4, num_envs), bool)
+        self._terminated, self._truncated, self._success, self._decided, self._playing = np.zeros((5, num_envs), bool)
         self._time = np.zeros(num_envs)
         self._instruction = [""] * num_envs
         self._workers: list[_Local | _Remote] = []
@@ -166,7 +166,8 @@ class VectorEnv:
         for row, step in answers.items():
             self._frames[row], self._proprio[row], self._time[row] = step.frame, step.proprio, step.time
             self._terminated[row], self._truncated[row] = step.terminated, step.truncated
-            self._success[row], self._instruction[row] = step.success, step.instruction
+            self._success[row], self._decided[row] = step.success, step.decided
+            self._instruction[row] = step.instruction
             self._playing[row] = not (step.terminated or step.truncated)
 
     def _observation(self) -> dict[str, Any]:
@@ -175,7 +176,8 @@ class VectorEnv:
 
     def _info(self) -> dict[str, Any]:
         return {"instruction": list(self._instruction), "task": list(self.row_tasks), "success": self._success.copy(),
-                "uncertainty": np.zeros(self.num_envs, np.float32), "time": self._time.copy()}
+                "decided": self._decided.copy(), "uncertainty": np.zeros(self.num_envs, np.float32),
+                "time": self._time.copy()}
 
 
 class _Local:

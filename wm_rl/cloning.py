@@ -12,6 +12,7 @@ from einops import rearrange
 from safetensors.torch import save as serialise
 from torch.nn import functional
 
+from data.outcome import steps_until_decided
 from data.sampler import StepSampler
 from data.store import ReplayStore
 from data.types import Behaviour, UserError, to_torch
@@ -55,7 +56,8 @@ def clone(
         token = policy.discretise(batch.action)
         loss_per_token = functional.cross_entropy(
             rearrange(output.logits, "b k a v -> b v k a"), token, reduction="none")
-        real = batch.mask[:, :, None].expand_as(loss_per_token)
+        acting = batch.mask & ~batch.aftermath
+        real = acting[:, :, None].expand_as(loss_per_token)
         loss = (loss_per_token * real).sum() / real.sum()
         optimizer.zero_grad()
         loss.backward()
@@ -105,7 +107,8 @@ def _label(policy: TinyVLA, store: ReplayStore, index: int) -> tuple[np.ndarray,
                 at = (rows + i)[here]
                 chosen = token[at][..., None]
                 log_prob[at] = log_probs[here, i].gather(-1, chosen)[..., 0].cpu()
-    decision = np.arange(steps) % policy.chunk == 0
+    decision = (np.arange(steps) % policy.chunk == 0) & (
+        np.arange(steps) < steps_until_decided(trajectory.terminated))
     last = np.full((1, token.shape[1]), -1, np.int16)
     return (np.concatenate([token.cpu().numpy().astype(np.int16), last]),
             np.concatenate([log_prob.numpy(), np.full((1, token.shape[1]), np.nan, np.float32)]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +49,11 @@ def simulate(
 
 def imagine(
     learner: WorldModelLearner, simulated: Simulated, policies: Mapping[str, Policy], *, horizon: int,
-    threshold: float,
+    imagination: ImaginationConfig,
 ) -> dict[str, float]:
     """Success of each policy when whole episodes of ``horizon`` steps are imagined from the same first frames."""
-    store, config = simulated.starts, ImaginationConfig(
-        horizon=horizon, success_threshold=threshold, sources=("sim",), starts={"beginning": 1.0},
+    store, config = simulated.starts, replace(
+        imagination, horizon=horizon, sources=("sim",), starts={"beginning": 1.0}, newest=None,
         inference_steps=learner.config.inference_steps)
     episodes = len(store)
     rows = min(IMAGINED_ROWS, episodes)

@@ -34,7 +34,8 @@ def judge_run(loop: Loop, config: EvaluationConfig) -> None:
     quality: dict[str, float] = {}
     strips: list[FilmStrip] = []
     if loop.world_model is not None:
-        quality = loop.world_model.evaluate(held_out, episodes=range(len(held_out)))
+        quality = loop.world_model.evaluate(
+            held_out, imagination=loop.imagination_config, episodes=range(len(held_out)))
         strips = [_strip(loop.world_model, held_out, i) for i in range(len(held_out))]
     videos = write_videos(loop.folder / "videos", judgement)
     seconds = {**loop.progress["seconds"], "evaluate": time.perf_counter() - begun}

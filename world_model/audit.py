@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from data.store import ReplayStore
-from world_model.evaluation import judge_imagined, psnr
+from world_model.evaluation import claims, judge_imagined, psnr
 from world_model.pipeline import WorldModelPipeline
 from world_model.rollout import accumulate, open_loop, read_windows
 from world_model.success import SuccessModel
@@ -45,7 +45,7 @@ class Drift:
 
 def audit(
     store: ReplayStore, pipeline: WorldModelPipeline, success: SuccessModel, *, episodes: Sequence[int], horizon: int,
-    threshold: float, seed: int, inference_steps: int,
+    threshold: float, success_frames: int, seed: int, inference_steps: int,
 ) -> dict[str, float]:
     """Roll the last ``horizon`` recorded actions of each episode out in the model and compare.
 
@@ -57,7 +57,8 @@ def audit(
     imagined = open_loop(
         pipeline, windows.contexts, windows.action, windows.instruction,
         generator=torch.Generator().manual_seed(seed), inference_steps=inference_steps)
-    seen = (judge_imagined(success, windows, imagined) >= threshold) & windows.mask
+    probability = judge_imagined(success, windows, imagined)
+    seen = claims(probability, windows, threshold=threshold, success_frames=success_frames)
     rows, last = torch.arange(len(places)), windows.mask.sum(1) - 1
     truth, shown = windows.frames[rows, last], imagined.frames[rows, last]
     copied = torch.stack([context.frames[-1] for context in windows.contexts])

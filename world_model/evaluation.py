@@ -20,7 +20,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from data.store import ReplayStore
 from data.types import Success, UserError
 from world_model.pipeline import WorldModelPipeline
-from world_model.rollout import Imagined, Windows, accumulate, open_loop, read_windows
+from world_model.rollout import Imagined, Windows, accumulate, decided_at, open_loop, outcome, read_windows
 from world_model.success import SuccessModel
 from world_model.training import recorded_pairs
 
@@ -109,15 +109,14 @@ def evaluate_success(
     """AUROC, Brier score and calibration error on every recorded frame of the episodes whose outcome is known."""
     probabilities, labels = [], []
     for episode in episodes:
-        success, length = store.episodes.success[episode], int(store.episodes.length[episode])
-        if success == Success.UNKNOWN.value:
+        if store.episodes.success[episode] == Success.UNKNOWN.value:
             continue
-        pairs = recorded_pairs(store, episode, range(length + 1))
+        shown, before = outcome(store, episode)
+        known = np.flatnonzero(shown | before).tolist()
+        pairs = recorded_pairs(store, episode, known)
         with torch.inference_mode():
             probabilities.append(model(*(part.to(device) for part in pairs)).cpu())
-        label = torch.zeros(length + 1, dtype=torch.bool)
-        label[-1] = success == Success.YES.value and bool(store.column(episode, "terminated")[length - 1])
-        labels.append(label)
+        labels.append(torch.from_numpy(shown[known]))
     return Judged(probability=torch.cat(probabilities), label=torch.cat(labels)).measures("real") if labels else {}
 
 
@@ -130,25 +129,27 @@ def evaluate_imagined_success(
     windows: int,
     horizon: int,
     threshold: float,
+    success_frames: int,
     seed: int,
     context: int,
     inference_steps: int,
 ) -> dict[str, float]:
     """Whether success is seen in imagined frames where the simulator saw it, and nowhere else.
 
-    Recorded actions are rolled out from ``windows`` uniformly drawn steps for up to ``horizon`` steps, as far as the
-    episode went: frames give AUROC, Brier and calibration error, and windows without success the share of ``false``
-    ones. From every successful episode one more window, of random length and ending in its success, gives the share
-    ``missed``, and how many steps the onset is off (absolute mean).
+    Recorded actions are rolled out from ``windows`` uniformly drawn steps before the episode was decided, for up to
+    ``horizon`` steps, as far as it was recorded: frames give AUROC, Brier and calibration error, and windows without
+    success the share of ``false`` ones. From every successful episode one more window, which begins 1 to ``horizon``
+    steps before its success, gives the share ``missed``, and how many steps the claim is off (absolute mean). A success
+    is claimed where imagination would: in the last of ``success_frames`` frames of at least ``threshold``.
     """
     table = store.episodes
     known = [e for e in episodes if table.success[e] != Success.UNKNOWN.value]
     if not known:
         return {}
     rng = np.random.Generator(np.random.Philox(key=[seed, len(known)]))
-    ends = [(e, max(0, int(table.length[e]) - int(rng.integers(1, horizon + 1))))
+    ends = [(e, max(0, decided_at(store, e) - int(rng.integers(1, horizon + 1))))
             for e in known if table.success[e] == Success.YES.value]
-    uniform = _choose(_places(store, known, 1), windows, seed)
+    uniform = _choose([(e, step) for e in known for step in range(decided_at(store, e))], windows, seed)
     result: dict[str, float] = {}
     for places, ending in ((uniform, False), (ends, True)):
         if not places:
@@ -156,9 +157,9 @@ def evaluate_imagined_success(
         window = read_windows(store, places, context=context, horizon=horizon)
         imagined = _roll(pipeline, window, window.action, seed=seed, inference_steps=inference_steps)
         probability = judge_imagined(model, window, imagined)
-        seen = (probability >= threshold) & window.mask
+        seen = claims(probability, window, threshold=threshold, success_frames=success_frames)
         if not ending:
-            flat = Judged(probability=probability[window.mask], label=window.done[window.mask])
+            flat = Judged(probability=probability[window.known], label=window.done[window.known])
             result |= flat.measures("imagined")
             without = ~window.done.any(1)
             result["success_false"] = seen[without].any(1).float().mean().item()
@@ -175,6 +176,22 @@ def evaluate_imagined_success(
             off = seen[both].float().argmax(1) - window.done[both].float().argmax(1)
             result["success_onset_off"] = off.abs().float().mean().item()
     return result
+
+
+def claims(
+    probability: Float[Tensor, "b s"], windows: Windows, *, threshold: float, success_frames: int
+) -> Bool[Tensor, "b s"]:
+    """Where imagination claims success: ``success_frames`` frames in a row, up to this one, of at least ``threshold``.
+
+    A recording that shows fewer frames of its success cannot confirm it for longer; there as many are enough.
+    """
+    shown = windows.done.sum(1)
+    needed = torch.where(shown > 0, shown.clamp(max=success_frames), success_frames)
+    counts = (probability >= threshold) & windows.mask
+    streaks = torch.zeros(len(counts), counts.shape[1] + 1, dtype=torch.long)
+    for i in range(counts.shape[1]):
+        streaks[:, i + 1] = (streaks[:, i] + 1) * counts[:, i]
+    return streaks[:, 1:] >= needed[:, None]
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from data.types import Source, Success, UserError
 from world_model.config import STARTS, ImaginationConfig
 from world_model.frames import split_cameras
 from world_model.pipeline import WorldModelPipeline
-from world_model.rollout import CARRIED, read_context
+from world_model.rollout import CARRIED, decided_at, read_context
 from world_model.success import SuccessModel
 from world_model.training import keyed_generator
 
@@ -108,8 +108,11 @@ class ImaginationEnv:
             place = int(rng.integers(ends[-1]))
             which = int(np.searchsorted(ends, place, side="right"))
             episode, step = int(episodes[which]), place - (int(ends[which - 1]) if which else 0)
+        decided = decided_at(self.store, episode)  # nothing is left to do afterwards
         if kind == "near_success":
-            step += max(0, int(table.length[episode]) - self.config.horizon)
+            step = max(0, decided - self.config.horizon) + step % min(decided, self.config.horizon)
+        else:
+            step %= decided
         where = {"segment": str(table.segment[episode]), "row": int(table.row[episode]), "step": step, "start": kind}
         return Branch(episode=episode, step=step, provenance=where)
 

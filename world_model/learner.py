@@ -279,7 +279,8 @@ class WorldModelLearner:
     def audit(self, store: ReplayStore, config: ImaginationConfig, *, episodes: Sequence[int]) -> dict[str, float]:
         """Hold imagination against recorded ``episodes``: see ``audit``."""
         return audit(store, self.pipeline(), self.success_model(), episodes=episodes, horizon=config.horizon,
-                     threshold=config.success_threshold, seed=self.seed, inference_steps=config.inference_steps)
+                     threshold=config.success_threshold, success_frames=config.success_frames, seed=self.seed,
+                     inference_steps=config.inference_steps)
 
     def film_strip(
         self, store: ReplayStore, episode_index: int, start: int, steps: int
@@ -306,9 +307,10 @@ class WorldModelLearner:
         return real, np.concatenate([real[:1], frames])
 
     def evaluate(
-        self, store: ReplayStore, *, episodes: Sequence[int], starts: int = 64, seed: int = 0
+        self, store: ReplayStore, *, imagination: ImaginationConfig, episodes: Sequence[int], starts: int = 64,
+        seed: int = 0,
     ) -> dict[str, float]:
-        """Quality on episodes that were not fitted on: see ``evaluation``."""
+        """Quality on episodes that were not fitted on, success claimed as ``imagination`` claims it: ``evaluation``."""
         shared: dict[str, Any] = {"episodes": episodes, "seed": seed, "context": self.config.context,
                   "inference_steps": self.config.inference_steps}
         with quiet():
@@ -318,7 +320,7 @@ class WorldModelLearner:
                 **evaluate_success(store, success, episodes=episodes, device=self.device),
                 **evaluate_imagined_success(
                     store, pipeline, success, windows=starts, horizon=self.config.success_horizon,
-                    threshold=0.5, **shared),
+                    threshold=imagination.success_threshold, success_frames=imagination.success_frames, **shared),
             }
 
     def _imagine_recorded(self, store: ReplayStore) -> ImaginedFrames | None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from data.outcome import steps_until_decided, success_frames, undecided_frames
 from data.store import ReplayStore
 from data.text import tokenize
 from data.types import Success
@@ -59,7 +60,9 @@ class Windows:
     mask: Bool[Tensor, "b s"]
     """The step was recorded."""
     done: Bool[Tensor, "b s"]
-    """The step's frame shows success: the episode succeeded and terminated there."""
+    """The step's frame shows success."""
+    known: Bool[Tensor, "b s"]
+    """The step's frame shows success, or comes before any."""
 
     def tokens(self) -> Int[Tensor, "b l"]:
         """Words of the instructions."""
@@ -76,7 +79,7 @@ def read_windows(
     proprio = torch.zeros(b, horizon, spec.proprio_dim)
     frames = torch.zeros(b, horizon, 3 * len(spec.cameras), spec.image_size, spec.image_size, dtype=torch.uint8)
     steps = torch.zeros(b, dtype=torch.long)
-    succeeds = torch.zeros(b, dtype=torch.bool)
+    done, known = torch.zeros(2, b, horizon, dtype=torch.bool)
     for i, (episode, start) in enumerate(places):
         length = int(table.length[episode])
         left = min(horizon, length - start)
@@ -86,15 +89,28 @@ def read_windows(
         seen = {c: torch.from_numpy(store.column(episode, f"rgb_{c}")[rows].copy()) for c in spec.cameras}
         frames[i] = stack_cameras(seen, spec.cameras)
         steps[i] = left
-        ended = start + left == length and bool(store.column(episode, "terminated")[length - 1])
-        succeeds[i] = ended and table.success[episode] == Success.YES.value
+        shown, before = outcome(store, episode)
+        done[i, :left] = torch.from_numpy(shown[start + 1 : start + 1 + left])
+        known[i, :left] = torch.from_numpy((shown | before)[start + 1 : start + 1 + left])
     number = torch.arange(horizon)
     return Windows(
         contexts=[read_context(store, episode, start, context) for episode, start in places],
         instruction=[str(table.instruction[episode]) for episode, _ in places],
-        action=action, frames=frames, proprio=proprio, mask=number < steps[:, None],
-        done=(number == steps[:, None] - 1) & succeeds[:, None],
+        action=action, frames=frames, proprio=proprio, mask=number < steps[:, None], done=done,
+        known=known,
     )
+
+
+def outcome(store: ReplayStore, episode: int) -> tuple[Bool[np.ndarray, " t1"], Bool[np.ndarray, " t1"]]:
+    """Which frames of a stored episode show success, and which come before any."""
+    terminated, reward = (store.column(episode, name)[:-1] for name in ("terminated", "reward"))
+    succeeded = store.episodes.success[episode] == Success.YES.value
+    return success_frames(terminated, reward, succeeded=succeeded), undecided_frames(terminated)
+
+
+def decided_at(store: ReplayStore, episode: int) -> int:
+    """Steps of a stored episode until it was decided."""
+    return steps_until_decided(store.column(episode, "terminated")[:-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +160,12 @@ class ImaginedFrames:
     """From the last context frame on."""
     proprio: Float[Tensor, "b s1 p"]
     tokens: Int[Tensor, "b l"]
-    mask: Bool[Tensor, "b s"]
+    known: Bool[Tensor, "b s"]
     done: Bool[Tensor, "b s"]
 
     def pools(self) -> tuple[Int[Tensor, "n 2"], Int[Tensor, "m 2"]]:
         """Window and step of frames that show success, and of those that do not."""
-        return self.done.nonzero(), (self.mask & ~self.done).nonzero()
+        return self.done.nonzero(), (self.known & ~self.done).nonzero()
 
 
 def imagine_windows(
@@ -165,7 +181,7 @@ def imagine_windows(
     return ImaginedFrames(
         frames=torch.cat([last[:, None], imagined.frames], 1),
         proprio=torch.cat([proprio[:, None], imagined.proprio], 1),
-        tokens=windows.tokens(), mask=windows.mask, done=windows.done)
+        tokens=windows.tokens(), known=windows.known, done=windows.done)
 
 
 def accumulate(errors: Float[Tensor, "b s"]) -> Float[Tensor, " b"]:

@@ -28,7 +28,7 @@ from world_model.config import WorldModelConfig
 from world_model.frames import stack_cameras, to_pixels
 from world_model.model import ActionUNet, Prediction, VideoModel
 from world_model.pipeline import WorldModelPipeline, one_step, start_noise
-from world_model.rollout import ImaginedFrames
+from world_model.rollout import ImaginedFrames, outcome
 from world_model.success import SuccessModel, balanced_loss
 
 VIDEO_STREAM, SUCCESS_STREAM, AUTOENCODER_STREAM = 11, 12, 13
@@ -249,7 +249,6 @@ class SuccessModule(lightning.LightningModule):
 class SuccessSampler:
     """Pairs of consecutive frames of episodes with known success; every other pair's newest frame shows success.
 
-    A frame shows success when it is the last of a successful episode that terminated there (``StepBatch``).
     ``imagined`` takes ``imagined_share`` of either half.
     """
 
@@ -264,10 +263,9 @@ class SuccessSampler:
         self.done: list[tuple[int, int]] = []
         self.not_done: list[tuple[int, int]] = []
         for index in np.flatnonzero(known).tolist():
-            length = int(episodes.length[index])
-            over = episodes.success[index] == Success.YES.value and bool(store.column(index, "terminated")[length - 1])
-            self.not_done += [(index, step) for step in range(length + (not over))]
-            self.done += [(index, length)] if over else []
+            shown, before = outcome(store, index)
+            self.done += [(index, step) for step in np.flatnonzero(shown).tolist()]
+            self.not_done += [(index, step) for step in np.flatnonzero(before).tolist()]
         self.pools = (torch.empty(0, 2), torch.empty(0, 2)) if imagined is None else imagined.pools()
 
     @property

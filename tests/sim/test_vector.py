@@ -262,3 +262,32 @@ def test_dense_episodes_that_once_succeeded_have_succeeded():
     assert episode.success is Success.YES
     assert len(episode) == 100
     assert episode.reward[-1] > 0.5
+
+
+@pytest.mark.sim
+def test_an_episode_may_go_on_after_its_success():
+    def record(**changes):
+        env = VectorEnv(tasks=["drawer-close-v3", "button-press-v3"], num_envs=2, workers=0,
+                        config=MetaWorldConfig(image_size=16, **changes))
+        try:
+            return list(rollout(env, ScriptedExpert(env, ExpertConfig(burst_probability=0)), [[3], [4]], sample=True))
+        finally:
+            env.close()
+
+    for usual, longer in zip(*(sorted(record(**c), key=lambda e: e.task) for c in ({}, {"steps_after_success": 4})),
+                             strict=True):
+        steps = len(usual)
+        assert len(longer) == steps + 4
+        for name in ("action", "reward", "terminated", "decision"):
+            assert np.array_equal(getattr(longer, name)[:steps], getattr(usual, name)), name
+        assert np.array_equal(longer.frames["workspace"][: steps + 1], usual.frames["workspace"])
+        assert not longer.terminated[steps:].any()
+        assert not longer.decision[steps:].any()
+        assert not longer.truncated.any()
+        assert longer.success is Success.YES
+        assert (longer.reward[steps:] == 1).all()  # the expert keeps the drawer closed and the button pressed
+    budget = len(usual) + 2
+    cut = max(record(steps_after_success=4, max_episode_steps=budget), key=len)
+    assert len(cut) == budget
+    assert cut.terminated.sum() == 1
+    assert not cut.truncated.any()

@@ -52,3 +52,27 @@ def test_it_learns_and_labels(shown):
             for i in range(min(2, 7 - start)):
                 expected = [log_probs[i, d, t.action_token[start + i, d]] for d in range(3)]
                 np.testing.assert_allclose(t.log_prob[start + i], expected, atol=1e-5)
+
+
+def test_what_follows_a_success_is_not_imitated(tmp_path):
+    def store(name, after):
+        replay = ReplayStore.create(tmp_path / name, spec=examples.SPEC, statistics=examples.STATISTICS,
+                                    embodiment="toy")
+        for seed in (0, 2):
+            t = examples.trajectory(seed, 8, Source.REAL, behaviour=Behaviour.UNKNOWN)
+            action = np.concatenate([t.action[:5], np.full((3, 3), after, np.float32)])
+            step = np.arange(8)
+            replay.append([dataclasses.replace(t, action=action, terminated=step == 4, truncated=step < 0,
+                                               reward=(step >= 4).astype(np.float32))])
+        return replay
+
+    policies = []
+    for name, after in (("left", -1.0), ("right", 1.0)):
+        policy, replay = examples.policy(), store(name, after)
+        clone(policy, replay, CloningConfig(steps=5, batch=16, learning_rate=1e-3, sources={"real": 1.0}), seed=0,
+              device=torch.device("cpu"), log=lambda step, metrics: None)
+        policies.append(policy)
+        label_unknown_behaviour(policy, replay)
+        assert replay.trajectory(0).decision.tolist() == [True, False, True, False, True, False, False, False]
+    left, right = (policy.state_dict() for policy in policies)
+    assert all(torch.equal(left[name], right[name]) for name in left)

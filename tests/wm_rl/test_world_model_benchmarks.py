@@ -38,7 +38,8 @@ def world_models(folder, **changes):
         "recordings": [recording("recorded", 0), recording("held_out", 1), recording("unseen", 2, unseen=True)],
         "storage": StoreConfig(), "variants": {"ours": TINY, "rival": TINY}, "policy": POLICY,
         "cloning": CloningConfig(steps=4, batch=8, learning_rate=1e-3, sources={"sim": 1.0, "real": 0.0}),
-        "policies": [2, 4], "trials_per_task": 2, "first_seed": 100, "starts": 4, "threshold": 0.5, "jobs": 2}
+        "policies": [2, 4], "trials_per_task": 2, "first_seed": 100, "starts": 4,
+        "imagination": ImaginationConfig(), "jobs": 2}
     return benchmark_world_model(**{**given, **changes})
 
 

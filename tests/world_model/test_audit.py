@@ -35,8 +35,8 @@ def test_a_perfect_model_does_not_drift(store):
     episodes, horizon = list(range(20)), 8
     places = [(e, max(0, int(store.episodes.length[e]) - horizon)) for e in episodes]
     perfect = Replay(read_windows(store, places, context=4, horizon=horizon))
-    result = audit(store, perfect, TouchesTheEdge(), episodes=episodes, horizon=horizon, threshold=0.5, seed=0,
-                   inference_steps=1)
+    result = audit(store, perfect, TouchesTheEdge(), episodes=episodes, horizon=horizon, threshold=0.5,
+                   success_frames=1, seed=0, inference_steps=1)
     won = sum(store.episodes.success[e] == "yes" for e in episodes)
     assert result["audit/imagined_successes"] == result["audit/recorded_successes"] == won > 0
     assert result["audit/psnr"] == 60

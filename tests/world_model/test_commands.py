@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from data.types import UserError
 from wm_rl.commands.evaluate_world_model import evaluate_world_model, spread
 from wm_rl.commands.train_world_model import train_world_model
-from world_model.config import WorldModelConfig
+from world_model.config import ImaginationConfig, WorldModelConfig
 
 TINY = WorldModelConfig(
     widths=(16, 24), batch=4, success_batch=8, warmup=2, steps=6, success_windows=4, success_ratio=0.5)
@@ -51,7 +51,8 @@ def test_a_model_and_its_rival_are_measured_over_seeds(store, fitted, tmp_path):
     result.mkdir()
     given = {"folder": str(result), "models": [str(fitted), str(fitted)], "rivals": {"the same": [str(fitted)]},
              "store": str(store.path), "held_out": 0.2, "unseen": str(store.path), "policies": [], "env": None,
-             "trials_per_task": 1, "first_seed": 0, "starts": 6, "threshold": 0.5, "speed": False, "seed": 0}
+             "trials_per_task": 1, "first_seed": 0, "starts": 6, "imagination": ImaginationConfig(), "speed": False,
+             "seed": 0}
     assert evaluate_world_model(**given) == 0
     quality = json.loads((result / "quality.json").read_text())
     assert [len(quality[name]) for name in ("model", "the same")] == [2, 1]

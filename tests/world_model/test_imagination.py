@@ -1,4 +1,5 @@
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,9 @@ import pytest
 import torch
 
 from data.rollout import rollout
+from data.store import ReplayStore
 from data.types import Action, Env, Source, Success, UserError
+from tests.world_model.conftest import SPEC, STATISTICS, episode
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
@@ -232,3 +235,16 @@ def test_a_confirmed_success_is_worth_the_rest_of_one(learner, store):
     assert first[1].tolist() == pytest.approx([0.2, 0.0, 0.0])
     assert second[1].tolist() == pytest.approx([0.7, 0.0, 0.0])  # from .3 to 1, not to .6
     assert second[2].tolist() == [True, False, False]
+
+
+def test_no_branch_begins_after_a_success(learner, tmp_path):
+    replay = ReplayStore.create(tmp_path / "s", spec=SPEC, statistics=STATISTICS, embodiment="square")
+    for seed in range(8):
+        t = episode(seed)
+        step = np.arange(len(t))
+        replay.append([replace(t, terminated=step == 2, truncated=step < 0, success=Success.YES)])
+    for starts in ({"uniform": 1.0}, {"near_success": 1.0}, {"near_success": 1.0, "uniform": 1.0}):
+        for horizon in (2, 9):
+            env = imagine(learner, replay, n=1, horizon=horizon, starts=starts)
+            steps = {env.branch(seed).step for seed in range(200)}
+            assert steps == ({1, 2} if horizon == 2 and len(starts) == 1 and "near_success" in starts else {0, 1, 2})

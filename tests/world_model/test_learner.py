@@ -138,7 +138,7 @@ def test_actions_matter_and_success_is_seen_after_a_small_fit(store):
     config = WorldModelConfig(widths=(16, 24), batch=16, warmup=20, learning_rate=4e-3, ema=0.98)
     fitted = learner(store, config)
     fitted.fit(store, 200)
-    result = fitted.evaluate(store, episodes=range(60))
+    result = fitted.evaluate(store, imagination=ImaginationConfig(), episodes=range(60))
     assert result["psnr_model_4"] > result["psnr_shuffled_4"] + 1
     assert result["psnr_model_8"] > result["psnr_copy_8"]
     assert result["proprio_model_4"] < 0.5 * result["proprio_copy_4"]

@@ -1,8 +1,11 @@
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from world_model.evaluation import evaluate_imagined_success
+from world_model.evaluation import claims, evaluate_imagined_success
 from world_model.frames import stack_cameras
 from world_model.pipeline import WorldModelOutput
+from world_model.rollout import Windows
 from world_model.training import shift_frames
 
 
@@ -51,7 +54,7 @@ def test_false_and_missed_successes_are_counted(store):
     def measure(stride):
         return evaluate_imagined_success(
             store, Physics(stride), TouchesTheEdge(), episodes=range(40), windows=200, horizon=8, threshold=0.5, seed=0,
-            context=4, inference_steps=1)
+            success_frames=1, context=4, inference_steps=1)
 
     right, slow, fast = measure(5), measure(0), measure(15)
     won = sum(store.episodes.success[:40] == "yes")
@@ -71,3 +74,18 @@ def test_stacked_cameras_keep_their_order():
     assert stacked.shape == (2, 6, 4, 4)
     assert stacked[:, :3].max() == 0
     assert stacked[:, 3:].min() == 9
+
+
+@given(probability=st.lists(st.floats(0, 1), min_size=6, max_size=6), length=st.integers(1, 6),
+       onset=st.integers(0, 6), frames=st.integers(1, 4))
+def test_a_claim_is_so_many_frames_in_a_row(probability, length, onset, frames):
+    number = torch.arange(6)
+    windows = Windows(contexts=[], instruction=[], action=torch.zeros(1, 6, 1), proprio=torch.zeros(1, 6, 1),
+                      frames=torch.zeros(1, 6, 3, 2, 2, dtype=torch.uint8), mask=(number < length)[None],
+                      known=(number < length)[None], done=((number >= onset) & (number < length))[None])
+    made = claims(torch.tensor([probability]), windows, threshold=0.5, success_frames=frames)[0].tolist()
+    shown = max(0, length - onset)
+    needed = min(frames, shown) if shown else frames
+    for i in range(6):
+        before = range(i - needed + 1, i + 1)
+        assert made[i] == all(0 <= j < length and probability[j] >= 0.5 for j in before)

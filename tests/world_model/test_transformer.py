@@ -183,6 +183,6 @@ def test_actions_matter_after_a_small_fit(store):
         vae_steps=150, batch=16, warmup=20, learning_rate=2e-3, round_learning_rate=2e-4, steps=250, success_ratio=0.0)
     made = WorldModelLearner(config, spec=store.spec, statistics=store.statistics, seed=0)
     made.fit(store, 250)
-    result = made.evaluate(store, episodes=range(60))
+    result = made.evaluate(store, imagination=ImaginationConfig(), episodes=range(60))
     assert result["psnr_model_4"] > result["psnr_shuffled_4"] + 1
     assert result["proprio_model_4"] < 0.5 * result["proprio_copy_4"]

@@ -25,7 +25,7 @@ from wm_rl.commands.evaluate_world_model import evaluate_world_model
 from wm_rl.journal import Journal
 from wm_rl.policy import TinyVLA, TinyVLAConfig
 from wm_rl.workers import one_core_each
-from world_model.config import WorldModelConfig
+from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
 
@@ -46,7 +46,7 @@ def benchmark_world_model(
     *, folder: str, seeds: Sequence[int], env: Callable[[], VectorEnv], unseen_env: Callable[[], VectorEnv],
     recordings: Sequence[Recording], storage: StoreConfig, variants: Mapping[str, WorldModelConfig],
     policy: TinyVLAConfig, cloning: CloningConfig, policies: Sequence[int], trials_per_task: int, first_seed: int,
-    starts: int, threshold: float, jobs: int,
+    starts: int, imagination: ImaginationConfig, jobs: int,
 ) -> int:
     """The first variant is the model, the others its rivals; ``policies``: cloning steps after which one is kept.
 
@@ -78,7 +78,8 @@ def benchmark_world_model(
         rivals={name: [str(_folder(run, name, seed)) for seed in seeds] for name in others},
         store=str(run / "held_out.zarr"), held_out=1.0, unseen=str(run / "unseen.zarr"),
         policies=[str(run / "policies" / str(steps)) for steps in policies], env=env,
-        trials_per_task=trials_per_task, first_seed=first_seed, starts=starts, threshold=threshold, speed=True, seed=0)
+        trials_per_task=trials_per_task, first_seed=first_seed, starts=starts, imagination=imagination, speed=True,
+        seed=0)
 
 
 def _record(run: Path, recording: Recording, env: Callable[[], VectorEnv], storage: StoreConfig) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def evaluate_world_model(
     trials_per_task: int,
     first_seed: int,
     starts: int,
-    threshold: float,
+    imagination: ImaginationConfig,
     speed: bool,
     seed: int,
 ) -> int:
@@ -72,19 +73,20 @@ def evaluate_world_model(
     learners = {name: [_load(path, replay) for path in paths] for name, paths in named.items()}
     result: dict[str, Any] = {"unavailable": UNAVAILABLE, "models": dict(named), "store": store,
                               "episodes": len(episodes), "windows": starts}
+    shared: dict[str, Any] = {"imagination": imagination, "starts": starts, "seed": seed}
     with journal.progress("measure", sum(map(len, learners.values()))) as bar:
         for name, each in learners.items():
             rows = []
             for learner in each:
-                rows.append(learner.evaluate(replay, episodes=episodes, starts=starts, seed=seed))
+                rows.append(learner.evaluate(replay, episodes=episodes, **shared))
                 if others is not None:
-                    quality = learner.evaluate(others, episodes=range(len(others)), starts=starts, seed=seed)
+                    quality = learner.evaluate(others, episodes=range(len(others)), **shared)
                     rows[-1] |= {f"unseen_{key}": value for key, value in quality.items()}
                 bar.advance()
             result[name] = rows
     if policies or speed:
         _act(result, learners["model"], replay, [Path(each) for each in policies], env, run, journal,
-             trials_per_task=trials_per_task, first_seed=first_seed, threshold=threshold, speed=speed)
+             trials_per_task=trials_per_task, first_seed=first_seed, imagination=imagination, speed=speed)
     (run / "quality.json").write_text(json.dumps(result, indent=1))
     for table in tables(result):
         journal.console.print(table)
@@ -187,7 +189,7 @@ def draw_ranking(result: Mapping[str, Any], path: Path) -> None:
 def _act(
     result: dict[str, Any], learners: Sequence[WorldModelLearner], replay: ReplayStore, policies: Sequence[Path],
     make_env: Callable[[], VectorEnv], run: Path, journal: Journal, *, trials_per_task: int, first_seed: int,
-    threshold: float, speed: bool,
+    imagination: ImaginationConfig, speed: bool,
 ) -> None:
     """What needs the simulator: the ranking of policies, and its speed."""
     env = make_env()
@@ -201,12 +203,12 @@ def _act(
             with journal.progress("policies", 1 + len(learners)) as bar:
                 simulated = simulate(env, loaded, trials_per_task=trials_per_task, first_seed=first_seed, folder=run)
                 bar.advance()
-                _rank(result, learners, simulated, loaded, env.max_episode_steps, threshold, bar)
+                _rank(result, learners, simulated, loaded, env.max_episode_steps, imagination, bar)
     finally:
         env.close()
     if speed:
         env = make_env()  # its rows in this process, whose time is measured
-        imagined = ImaginationConfig(horizon=HORIZONS[-1], inference_steps=learners[0].config.inference_steps)
+        imagined = replace(imagination, horizon=HORIZONS[-1], inference_steps=learners[0].config.inference_steps)
         try:
             for row, learner in zip(result["model"], learners, strict=True):
                 row |= denoising_share(learner.pipeline(), rows=SPEED_ROWS)
@@ -218,11 +220,11 @@ def _act(
 
 def _rank(
     result: dict[str, Any], learners: Sequence[WorldModelLearner], simulated: Simulated,
-    policies: Mapping[str, TinyVLA], horizon: int, threshold: float, bar: Any,
+    policies: Mapping[str, TinyVLA], horizon: int, imagination: ImaginationConfig, bar: Any,
 ) -> None:
     result["simulated"], result["imagined"] = dict(simulated.success), []
     for row, learner in zip(result["model"], learners, strict=True):
-        result["imagined"].append(imagine(learner, simulated, policies, horizon=horizon, threshold=threshold))
+        result["imagined"].append(imagine(learner, simulated, policies, horizon=horizon, imagination=imagination))
         row["rank_correlation"] = rank_correlation(simulated.success, result["imagined"][-1])
         bar.advance()
 

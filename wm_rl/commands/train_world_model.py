@@ -16,7 +16,7 @@ from data.types import UserError
 from wm_rl import interrupts
 from wm_rl.checkpoint import load_checkpoint, save_checkpoint
 from wm_rl.journal import Bar, Journal
-from world_model.config import WorldModelConfig
+from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
 
 STRIP_STEPS = 8
@@ -72,7 +72,8 @@ def train_world_model(
         raise
     learner.version = max(learner.version, 1)
     learner.save_pretrained(run / "world_model")
-    quality = learner.evaluate(replay, episodes=range(len(seen), len(replay)))
+    quality = learner.evaluate(
+        replay, imagination=ImaginationConfig(), episodes=range(len(seen), len(replay)))
     (run / "quality.json").write_text(json.dumps(quality, indent=2))
     table = Table("measure", "held-out episodes")
     for name, value in quality.items():
