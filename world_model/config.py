@@ -138,7 +138,7 @@ class ImaginationConfig:
     success_threshold: float = 0.5
     """Probability of success from which a frame counts. The probability is calibrated and the frame before a success
     looks much like it, so it seldom comes near 1."""
-    success_frames: int = 1
+    success_frames: int = 2
     """Consecutive imagined frames that must count before the episode terminates."""
     starts: Mapping[str, float] = field(default_factory=lambda: {"uniform": 1.0})
     """Weight of each kind of branch point: ``uniform`` over recorded steps, ``beginning`` of an episode,

@@ -39,7 +39,7 @@ def world_models(folder, **changes):
         "storage": StoreConfig(), "variants": {"ours": TINY, "rival": TINY}, "policy": POLICY,
         "cloning": CloningConfig(steps=4, batch=8, learning_rate=1e-3, sources={"sim": 1.0, "real": 0.0}),
         "policies": [2, 4], "trials_per_task": 2, "first_seed": 100, "starts": 4,
-        "imagination": ImaginationConfig(), "jobs": 2}
+        "imagination": ImaginationConfig(), "compiled": False, "jobs": 2}
     return benchmark_world_model(**{**given, **changes})
 
 

@@ -52,7 +52,7 @@ def test_a_model_and_its_rival_are_measured_over_seeds(store, fitted, tmp_path):
     given = {"folder": str(result), "models": [str(fitted), str(fitted)], "rivals": {"the same": [str(fitted)]},
              "store": str(store.path), "held_out": 0.2, "unseen": str(store.path), "policies": [], "env": None,
              "trials_per_task": 1, "first_seed": 0, "starts": 6, "imagination": ImaginationConfig(), "speed": False,
-             "seed": 0}
+             "compiled": False, "seed": 0}
     assert evaluate_world_model(**given) == 0
     quality = json.loads((result / "quality.json").read_text())
     assert [len(quality[name]) for name in ("model", "the same")] == [2, 1]

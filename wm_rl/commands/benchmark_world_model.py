@@ -46,7 +46,8 @@ def benchmark_world_model(
     *, folder: str, seeds: Sequence[int], env: Callable[[], VectorEnv], unseen_env: Callable[[], VectorEnv],
     recordings: Sequence[Recording], storage: StoreConfig, variants: Mapping[str, WorldModelConfig],
     policy: TinyVLAConfig, cloning: CloningConfig, policies: Sequence[int], trials_per_task: int, first_seed: int,
-    starts: int, imagination: ImaginationConfig, jobs: int,
+    starts: int, imagination: ImaginationConfig, compiled: bool,
+    jobs: int,
 ) -> int:
     """The first variant is the model, the others its rivals; ``policies``: cloning steps after which one is kept.
 
@@ -79,7 +80,7 @@ def benchmark_world_model(
         store=str(run / "held_out.zarr"), held_out=1.0, unseen=str(run / "unseen.zarr"),
         policies=[str(run / "policies" / str(steps)) for steps in policies], env=env,
         trials_per_task=trials_per_task, first_seed=first_seed, starts=starts, imagination=imagination, speed=True,
-        seed=0)
+        compiled=compiled, seed=0)
 
 
 def _record(run: Path, recording: Recording, env: Callable[[], VectorEnv], storage: StoreConfig) -> None:

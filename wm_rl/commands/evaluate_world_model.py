@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,10 +30,14 @@ from wm_rl.policy import TinyVLA, check_compatible
 from wm_rl.ranking import Simulated, imagine, rank_correlation, simulate
 from world_model.config import ImaginationConfig
 from world_model.evaluation import HORIZONS
+from world_model.imagination import ImaginationEnv
 from world_model.learner import WorldModelLearner
+from world_model.pipeline import WorldModelPipeline
 from world_model.speed import denoising_share, imagination_against
 
-SPEED_ROWS, SPEED_STEPS = 16, 16
+SPEED_STEPS = 16
+RATES = ("rank_correlation", "denoising_share", "denoising_gflops", "product_gflops", "imagined_fps", "simulated_fps",
+         "speed_ratio")
 UNAVAILABLE = {"lpips": "unavailable: needs downloaded backbones", "fvd": "unavailable: needs downloaded backbones"}
 
 
@@ -51,6 +56,7 @@ def evaluate_world_model(
     starts: int,
     imagination: ImaginationConfig,
     speed: bool,
+    compiled: bool,
     seed: int,
 ) -> int:
     """Write ``quality.json``, ``quality.png``, ``strips.png`` and, with policies, ``ranking.png`` to ``folder``.
@@ -86,7 +92,8 @@ def evaluate_world_model(
             result[name] = rows
     if policies or speed:
         _act(result, learners["model"], replay, [Path(each) for each in policies], env, run, journal,
-             trials_per_task=trials_per_task, first_seed=first_seed, imagination=imagination, speed=speed)
+             trials_per_task=trials_per_task, first_seed=first_seed, imagination=imagination, speed=speed,
+             compiled=compiled)
     (run / "quality.json").write_text(json.dumps(result, indent=1))
     for table in tables(result):
         journal.console.print(table)
@@ -124,8 +131,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         made.append(table)
     rest = Table("measure", "mean [lowest, highest] over training seeds")
     shown = [key for key in result["model"][0] if key.removeprefix("unseen_").startswith("success_")
-             or key in ("rank_correlation", "denoising_share", "denoising_gflops", "product_gflops", "imagined_fps",
-                        "simulated_fps", "speed_ratio")]
+             or key.removeprefix("compiled_") in RATES]
     for key in shown:
         rest.add_row(key, spread(result["model"], key, ".3f"))
     return [*made, rest]
@@ -189,7 +195,7 @@ def draw_ranking(result: Mapping[str, Any], path: Path) -> None:
 def _act(
     result: dict[str, Any], learners: Sequence[WorldModelLearner], replay: ReplayStore, policies: Sequence[Path],
     make_env: Callable[[], VectorEnv], run: Path, journal: Journal, *, trials_per_task: int, first_seed: int,
-    imagination: ImaginationConfig, speed: bool,
+    imagination: ImaginationConfig, speed: bool, compiled: bool,
 ) -> None:
     """What needs the simulator: the ranking of policies, and its speed."""
     env = make_env()
@@ -211,11 +217,23 @@ def _act(
         imagined = replace(imagination, horizon=HORIZONS[-1], inference_steps=learners[0].config.inference_steps)
         try:
             for row, learner in zip(result["model"], learners, strict=True):
-                row |= denoising_share(learner.pipeline(), rows=SPEED_ROWS)
-                dream = learner.imagination(replay, imagined, num_envs=SPEED_ROWS)
-                row |= imagination_against(dream, env, steps=SPEED_STEPS)
+                row |= _speed(learner, learner.pipeline(), replay, imagined, env)
+                if compiled:
+                    fast = copy.deepcopy(learner.pipeline())
+                    fast.denoiser.compile_network()
+                    measured = _speed(learner, fast, replay, imagined, env)
+                    row |= {f"compiled_{name}": value for name, value in measured.items()}
         finally:
             env.close()
+
+
+def _speed(
+    learner: WorldModelLearner, pipeline: WorldModelPipeline, replay: ReplayStore, config: ImaginationConfig,
+    env: VectorEnv,
+) -> dict[str, float]:
+    rows = config.micro_batch
+    dream = ImaginationEnv(replay, pipeline, learner.success_model(), config, num_envs=rows, version=learner.version)
+    return denoising_share(pipeline, rows=rows) | imagination_against(dream, env, steps=SPEED_STEPS)
 
 
 def _rank(
