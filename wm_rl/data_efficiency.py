@@ -55,6 +55,8 @@ class Experiment:
     evaluate_every: int
     trials: int
     first_seed: int
+    level: float
+    """Success at which an arm stops."""
     learner: LearnerConfig
     objective: Objective
     trust: Trust
@@ -65,7 +67,7 @@ def learn(
     experiment: Experiment, arm: Arm, *, make_env: Callable[..., VectorEnv], task: str, seed: int, warm_start: Path,
     world_model: Path, recorded: Path, scratch: Path,
 ) -> dict[str, Any]:
-    """Train from ``warm_start``; the curve of success over simulator steps, and what it took.
+    """Train from ``warm_start`` until the level is reached; success over simulator steps, and what it took.
 
     ``recorded`` is what the world model was fitted on, and where imagination branches from.
     """
@@ -121,6 +123,8 @@ def _learn(
             learner.update(to_torch(sampler.sample(step, version=policy.version), torch.device("cpu")))
         if (iteration + 1) % experiment.evaluate_every == 0:
             evaluate()
+            if steps_to(experiment.level, curve) is not None:
+                break
     store.close()
     return {"curve": curve}
 

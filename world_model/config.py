@@ -89,6 +89,8 @@ class WorldModelConfig:
     """Steps of these."""
     success_batch: int = 32
     success_learning_rate: float = 1e-3
+    success_round_learning_rate: float = 3e-4
+    """What the rate falls to by the end of the first fit, and stays at in later ones."""
     success_weight_decay: float = 0.1
     success_shift: int = 4
     """Pixels by which its training frames are moved at random."""
@@ -106,7 +108,8 @@ class WorldModelConfig:
                 raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
         if self.context < 2:
             raise UserError(f"world_model.context: success is judged by two frames, so at least 2, got {self.context}")
-        for name in ("warmup", "round_learning_rate", "steps", "round_steps", "success_ratio", "context_noise",
+        for name in ("warmup", "round_learning_rate", "success_round_learning_rate",
+                     "steps", "round_steps", "success_ratio", "context_noise",
                      "offset_noise", "rollout_steps", "success_windows", "success_shift"):
             if getattr(self, name) < 0:
                 raise UserError(f"world_model.{name}: expected at least 0, got {getattr(self, name)}")

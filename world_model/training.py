@@ -36,8 +36,6 @@ PROPRIO_WEIGHT = 1.0
 ERROR_WEIGHT = 0.1
 VAE_KL = 1e-6
 TYPICAL_ERROR_DECAY = 0.98
-SUCCESS_FLOOR = 0.05
-"""Share of the success model's learning rate that is left after the first fit."""
 
 Batch = dict[str, Any]
 Log = Callable[[int, Mapping[str, float]], None]
@@ -227,10 +225,11 @@ class SuccessModule(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Class-balanced cross entropy."""
         generator = keyed_generator(self.seed, self.steps, SUCCESS_STREAM)
-        frames = shift_frames(batch["frames"], self.config.success_shift, generator)
-        fall = min(1.0, 2 - 2 * (self.steps + 1) / max(1, self.first_steps))  # held from the end of the first fit on
+        config = self.config
+        frames = shift_frames(batch["frames"], config.success_shift, generator)
+        left = min(1.0, 2 - 2 * (self.steps + 1) / max(1, self.first_steps))  # falls over the first fit's second half
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.success_learning_rate * max(fall, SUCCESS_FLOOR)
+            group["lr"] = max(config.success_learning_rate * left, config.success_round_learning_rate)
         logit = self.model.balanced_logit(frames, batch["proprio"], batch["tokens"])
         loss = balanced_loss(logit, batch["label"])
         if self.log_to is not None:

@@ -43,13 +43,13 @@ def world_models(folder, **changes):
     return benchmark_world_model(**{**given, **changes})
 
 
-def imagination(folder, made, **changes):
+def imagination(folder, made, *, level, **changes):
     replay = {"windows": 4, "decisions": 4, "discount": 0.97, "capacity": {"sim": None, "real": None, "imagined": None}}
     given = {
         "folder": str(folder), "world_models": str(made), "model": "ours", "warm_start": 4,
-        "tasks": ["drawer-close-v3"], "seeds": [0], "env": ENV, "level": 0.0, "jobs": 2,
+        "tasks": ["drawer-close-v3"], "seeds": [0], "env": ENV, "jobs": 2,
         "experiment": Experiment(
-            updates_per_iteration=1, evaluate_every=1, trials=2, first_seed=200, learner=LEARNER,
+            updates_per_iteration=1, evaluate_every=1, trials=2, first_seed=200, level=level, learner=LEARNER,
             objective=Gipo(beta=0.5), trust=Trust(),
             imagination=ImaginationConfig(horizon=3, micro_batch=2, sources=("sim",))),
         "arms": {
@@ -83,9 +83,9 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert all(again[key] == value for key, value in first.items() if key.startswith(("psnr", "ssim", "success")))
 
     used.mkdir()
-    assert imagination(used, made) == 0
+    assert imagination(used, made, level=1.5) == 0  # never reached
     rows = json.loads((used / "results.json").read_text())["rows"]
-    assert [(row["arm"], row["reached"]) for row in rows] == [("with", True), ("without", True)]
+    assert [(row["arm"], row["reached"]) for row in rows] == [("with", False), ("without", False)]
     cells = {path.name: json.loads(path.read_text())["curve"] for path in (used / "cells").iterdir()}
     with_, without = cells["with-drawer-close-v3-0.json"], cells["without-drawer-close-v3-0.json"]
     assert with_[0]["success"] == without[0]["success"]  # the same warm start on the same trials
@@ -95,7 +95,12 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert without[2]["imagined"] == 0
     assert (used / "curves.png").stat().st_size > 5000
     with pytest.raises(UserError, match=r"run python main\.py benchmark suite=world_model"):
-        imagination(used, made, warm_start=3)
+        imagination(used, made, level=1.5, warm_start=3)
+    easy = tmp_path / "easy"
+    easy.mkdir()
+    assert imagination(easy, made, level=0.0) == 0
+    assert all(row["reached"] for row in json.loads((easy / "results.json").read_text())["rows"])
+    assert [len(json.loads(path.read_text())["curve"]) for path in (easy / "cells").iterdir()] == [2, 2]  # then it stops
 
 
 def test_steps_to_a_level_are_those_of_two_evaluations():

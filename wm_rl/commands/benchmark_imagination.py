@@ -25,7 +25,7 @@ from wm_rl.workers import one_core_each
 
 def benchmark_imagination(
     *, folder: str, world_models: str, model: str, warm_start: int, tasks: Sequence[str], seeds: Sequence[int],
-    env: Callable[..., VectorEnv], experiment: Experiment, arms: Mapping[str, Arm], level: float, jobs: int,
+    env: Callable[..., VectorEnv], experiment: Experiment, arms: Mapping[str, Arm], jobs: int,
 ) -> int:
     """Run every cell, print the steps that each took to ``level``, write ``results.json`` and ``curves.png``.
 
@@ -40,7 +40,7 @@ def benchmark_imagination(
                             f"hydra.run.dir={made} first")
     if not tasks or not seeds or not arms or jobs < 1:
         raise UserError("suite=imagination needs at least one task, seed, arm and job")
-    run = Path(folder)
+    run, level = Path(folder), experiment.level
     (run / "cells").mkdir(parents=True, exist_ok=True)
     journal = Journal(run, [], enabled=True)
     cells = [(arm, task, seed) for seed in seeds for task in tasks for arm in arms]
