@@ -22,7 +22,7 @@ from data.types import Success, UserError
 from world_model.pipeline import WorldModelPipeline
 from world_model.rollout import Imagined, Windows, accumulate, decided_at, open_loop, outcome, read_windows
 from world_model.success import SuccessModel
-from world_model.training import recorded_pairs
+from world_model.success_training import recorded_pairs
 
 HORIZONS = (1, 4, 8, 16)
 """Control steps after the last recorded frame."""

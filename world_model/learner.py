@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from data.store import ReplayStore
-from data.types import Spec, Statistics, Success, UserError
+from data.types import Spec, Statistics, UserError
 from world_model.audit import audit
 from world_model.codec import Latents
 from world_model.config import ImaginationConfig, WorldModelConfig
@@ -26,18 +26,10 @@ from world_model.imagination import ImaginationEnv
 from world_model.networks import check_size, new_autoencoder, new_video_model
 from world_model.pipeline import WorldModelPipeline
 from world_model.quiet import quiet
-from world_model.rollout import ImaginedFrames, imagine_windows, open_loop, read_context, read_windows
+from world_model.rollout import open_loop, read_context
 from world_model.success import SuccessModel
-from world_model.training import (
-    SUCCESS_STREAM,
-    AutoencoderModule,
-    StoreDataModule,
-    SuccessModule,
-    SuccessSampler,
-    VideoModule,
-    VideoSampler,
-    fit,
-)
+from world_model.success_training import SuccessModule, SuccessSampler, imagine_recorded
+from world_model.training import AutoencoderModule, Sampler, StoreDataModule, VideoModule, VideoSampler, fit
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -118,11 +110,14 @@ class WorldModelLearner:
 
     def fit_success(self, store: ReplayStore, steps: int, *, history: History | None = None) -> None:
         """Train the success model on recorded frames and on what the video model, as it is now, makes of them."""
-        success = SuccessSampler(store, sources=self.config.sources, seed=self.seed,
-                                 imagined=self._imagine_recorded(store) if steps else None)
-        if steps and success.usable:
+        if steps < 1:
+            return
+        config = self.config
+        imagined = imagine_recorded(store, self.pipeline(), config, seed=self.seed, fit=self.version)
+        success = SuccessSampler(store, sources=config.sources, seed=self.seed, imagined=imagined)
+        if success.usable:
             self._success.model.prior.fill_(success.prior)
-            self._run(self._success, success, steps, self.config.success_batch, history or _History(None))
+            self._run(self._success, success, steps, config.success_batch, history or _History(None))
 
     @property
     def video_steps(self) -> int:
@@ -323,38 +318,10 @@ class WorldModelLearner:
                     threshold=imagination.success_threshold, success_frames=imagination.success_frames, **shared),
             }
 
-    def _imagine_recorded(self, store: ReplayStore) -> ImaginedFrames | None:
-        """Rollouts of recorded actions: half from any step on, half ending in success."""
-        config = self.config
-        windows = config.success_windows
-        if not windows:
-            return None
-        table = store.episodes
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, self.version], counter=[0, 0, 0, SUCCESS_STREAM]))
-        drawn = np.isin(table.source, [name for name, weight in config.sources.items() if weight > 0])
-        known = np.flatnonzero(drawn & (table.success != Success.UNKNOWN.value))
-        won = np.flatnonzero(drawn & (table.success == Success.YES.value))
-        if not len(known):
-            return None
-        ends = np.cumsum(table.length[known])
-        places = []
-        for i in range(windows):
-            if i % 2 and len(won):
-                episode = int(rng.choice(won))
-                start = max(0, int(table.length[episode]) - int(rng.integers(1, config.success_horizon + 1)))
-            else:
-                at = int(rng.integers(ends[-1]))
-                which = int(np.searchsorted(ends, at, side="right"))
-                episode, start = int(known[which]), at - (int(ends[which - 1]) if which else 0)
-            places.append((episode, start))
-        return imagine_windows(
-            self.pipeline(), read_windows(store, places, context=config.context, horizon=config.success_horizon),
-            seed=self.seed, inference_steps=config.inference_steps)
-
     def _run(
         self,
         module: VideoModule | SuccessModule | AutoencoderModule,
-        sampler: VideoSampler | SuccessSampler,
+        sampler: Sampler,
         steps: int,
         batch: int,
         history: History,

@@ -6,7 +6,7 @@ from world_model.evaluation import claims, evaluate_imagined_success
 from world_model.frames import stack_cameras
 from world_model.pipeline import WorldModelOutput
 from world_model.rollout import Windows
-from world_model.training import shift_frames
+from world_model.success_training import shift_frames
 
 
 def test_frames_of_a_row_move_together_and_repeat_the_border():
