@@ -14,9 +14,12 @@ from data.logs.mapping import CLOCKS, Camera, LogMapping, Part, to_yaml
 from data.logs.readers import find_logs, open_log
 from data.logs.streams import Kind, LogEpisode, Refused, Stream
 from data.logs.sync import gaps
+from data.types import UserError
 
 SHEET_PICTURES, SHEET_SIZE = 8, 120
 ACTION_WORDS = ("action", "command", "cmd", "target", "desired", "ctrl")
+COMMON_WORDS = ("image", "images", "image_raw", "image_rect", "image_color", "compressed", "color", "rgb", "obs",
+                "data")
 IGNORED_WORDS = ("reward", "done", "terminal", "truncat", "discount", "is_first", "is_last", "success", "timestamp")
 
 
@@ -51,13 +54,18 @@ def propose(episode: LogEpisode) -> LogMapping:
     """A mapping to start from, guessed by names: check every line of it.
 
     Commands are what is called action, command, target and the like; other vectors are proprio. The clock is the best
-    that all of them have; the rate that of the slowest camera, or of the commands.
+    that all of them have; the rate that of the slowest camera, or of the commands. Raises ``UserError`` for an episode
+    without vectors to take for state and command.
     """
     vectors = [s for s in episode.streams.values() if s.kind is Kind.VECTOR and len(s) > 1
                and not any(word in s.name.lower() for word in IGNORED_WORDS)]
+    if not vectors:
+        raise UserError(f"{episode.name} has no vectors to take for state and command, so no mapping is proposed")
     action = [s for s in vectors if any(word in s.name.lower() for word in ACTION_WORDS)] or vectors[-1:]
     proprio = [s for s in vectors if s not in action] or vectors[:1]
     cameras = [s for s in episode.streams.values() if s.kind is Kind.IMAGE and len(s) > 1]
+    success = next((s.name for s in episode.streams.values() if s.kind is Kind.VECTOR and "success" in s.name.lower()),
+                   None)
     used = [*proprio, *action, *cameras]
     clock = next((c for c in CLOCKS if all(c in s.clocks for s in used)), "log")
     paced = cameras or action
@@ -65,7 +73,7 @@ def propose(episode: LogEpisode) -> LogMapping:
     return LogMapping(
         proprio=tuple(Part(stream=s.name) for s in proprio), action=tuple(Part(stream=s.name) for s in action),
         cameras={_word(s.name, [c.name for c in cameras]): Camera(stream=s.name) for s in cameras}, clock=clock,
-        rate=round(rate, 3) or 1.0, max_gap=round(5 / rate, 3) if rate else 0.5)
+        success=success, rate=round(rate, 3) or 1.0, max_gap=round(5 / rate, 3) if rate else 0.5)
 
 
 def rate_of(stream: Stream, clock: str) -> float:
@@ -134,10 +142,12 @@ def _caption(episode: LogEpisode) -> str:
 
 
 def _word(name: str, others: Sequence[str]) -> str:
-    """A short name for a camera that no other has."""
-    parts = [part for part in name.replace(".", "/").split("/") if part]
-    for size in range(1, len(parts) + 1):
-        word = "_".join(parts[-size:])
-        if sum("_".join([p for p in other.replace(".", "/").split("/") if p][-size:]) == word for other in others) == 1:
-            return word
-    return "_".join(parts)
+    """A short name for a camera that no other has: the end of its path, without what every camera is called."""
+    def end(of: str, size: int) -> str:
+        parts = [part for part in of.replace(".", "/").split("/") if part]
+        return "_".join(([part for part in parts if part not in COMMON_WORDS] or parts)[-size:])
+
+    for size in range(1, len(name) + 1):
+        if [end(other, size) for other in others].count(end(name, size)) == 1:
+            return end(name, size)
+    return name.strip("/").replace("/", "_")
