@@ -16,7 +16,7 @@ from mcap_protobuf.decoder import DecoderFactory
 
 from data.lerobot import file_sha256
 from data.logs.mcap_salvage import McapFile, first_words
-from data.logs.messages import Channel, DamagedError, Decode, Report, Tree, UnusableError, one_line, read_episode
+from data.logs.messages import Channel, Decode, Report, Tree, UnusableError, one_line, read_episode
 from data.logs.streams import LogEpisode, Refused
 from data.types import UserError
 
@@ -30,7 +30,7 @@ def sniff(path: Path) -> str | None:
         if not path.is_file():
             return None
         profile, encoding = first_words(path)
-    except (DamagedError, OSError):
+    except Exception:  # whatever the bytes are, looking at them raises nothing
         return None
     return None if profile in ("ros1", "ros2") or encoding in ROS_ENCODINGS else FORMAT
 

@@ -1,7 +1,8 @@
 """Write trajectories as ROS 2 bags (MCAP), one folder per episode: what the robot stand-in records for tests and docs.
 
 Topics: ``/joint_states`` (sensor_msgs/JointState, proprio as positions), ``/command`` (sensor_msgs/JointState, the raw
-action), ``/<camera>/compressed`` (sensor_msgs/CompressedImage, PNG), ``/instruction`` and ``/success`` (std_msgs).
+action), ``/<camera>/compressed`` (sensor_msgs/CompressedImage, PNG), ``/instruction`` (std_msgs/String), ``/success``
+(a JointState too, since it has a header: 1 where the task is done).
 Header stamps are those of the trajectory; a message reaches the recorder ``delay`` later, as over a network.
 """
 
@@ -70,4 +71,5 @@ def _write(path: Path, trajectory: Trajectory, spec: Spec, statistics: Statistic
                 write(f"/{camera}/compressed", "sensor_msgs/msg/CompressedImage", time, header=header(time),
                       format="png", data=np.frombuffer(encoded.getvalue(), np.uint8))
             if trajectory.success is not Success.UNKNOWN:
-                write("/success", "std_msgs/msg/Bool", time, data=bool(done[row]))
+                write("/success", "sensor_msgs/msg/JointState", time, header=header(time), name=["done"],
+                      position=done[row : row + 1].astype(np.float64), velocity=np.zeros(0), effort=np.zeros(0))

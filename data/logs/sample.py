@@ -233,6 +233,11 @@ def _clock(stream: Stream, clock: str) -> Float64[np.ndarray, " n"]:
     return stream.clocks[clock]
 
 
+def _label_clock(stream: Stream, clock: str) -> Float64[np.ndarray, " n"]:
+    """Labels often have no header: then the time of their arrival counts."""
+    return stream.clocks["log"] if clock not in stream.clocks and "log" in stream.clocks else _clock(stream, clock)
+
+
 def _segments(
     episode: LogEpisode, mapping: LogMapping, times: Mapping[str, np.ndarray], folder: Path | None
 ) -> Iterator[_Segment]:
@@ -271,7 +276,7 @@ def _from_marker(episode: LogEpisode, name: str, clock: str) -> Iterator[_Segmen
     if name not in episode.streams:
         raise UserError(f"segments: the log has no stream {name!r}, but {', '.join(episode.streams)}")
     stream = episode.streams[name]
-    time = _clock(stream, clock)
+    time = _label_clock(stream, clock)
     said: list[str] = list(stream.texts) if stream.kind is Kind.TEXT else [
         "" if value == 0 else f"{value:g}" for value in (stream.values[:, 0] if stream.values is not None else [])]
     order = np.argsort(time, kind="stable")
@@ -303,7 +308,7 @@ def _done(mapping: LogMapping, streams: Mapping[str, Stream], at: np.ndarray) ->
     if mapping.success is None:
         return np.zeros(len(at), bool)
     stream = _find(mapping.success, streams)
-    held = hold(_clock(stream, mapping.clock), at)
+    held = hold(_label_clock(stream, mapping.clock), at)
     assert stream.values is not None, "a vector has values"
     return np.isfinite(held.age) & (stream.values[held.message, 0] > 0) if len(stream) else np.zeros(len(at), bool)
 

@@ -642,6 +642,40 @@ def test_hostile_names_become_no_streams(tmp_path):
                                 "'/a\\nb: 1 messages of a hostile name'")
 
 
+IDL = "=" * 80 + """
+IDL: my/msg/State
+#include "my/msg/Tip.idl"
+module my { module msg {
+  typedef double double__2[2];
+  struct State { my::msg::Tip tip; double__2 q; sequence<float> more; };
+}; };
+""" + "=" * 80 + """
+IDL: my/msg/Tip
+module my { module msg { struct Tip { float x; }; }; };
+"""
+
+
+@pytest.mark.parametrize(("encoding", "schema_encoding", "definition"), [
+    ("cdr", "ros2idl", IDL), ("cdr", "ros2msg", "Tip tip\nfloat64[2] q\nfloat32[] more\n" + "=" * 80 +
+                              "\nMSG: my/Tip\nfloat32 x"),
+    ("ros1", "ros1msg", "Tip tip\nfloat64[2] q\nfloat32[] more\n" + "=" * 80 + "\nMSG: my/Tip\nfloat32 x")])
+def test_every_kind_of_definition(tmp_path, encoding, schema_encoding, definition):
+    """Bytes packed by hand."""
+    data = {"cdr": b"\0\1\0\0" + struct.pack("<f4x2dI2f", 0.5, 1, 2, 2, 3, 4),
+            "ros1": struct.pack("<f2dI2f", 0.5, 1, 2, 2, 3, 4)}[encoding]
+    path = tmp_path / "run.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start(profile="")
+        schema = writer.register_schema("my/msg/State", schema_encoding, definition.encode())
+        writer.add_message(writer.register_channel("/s", encoding, schema), START, data, START)
+        writer.finish()
+    assert ros.sniff(path) == "rosbag2 (mcap)"
+    stream = read(path).streams["/s"]
+    assert stream.names == ("tip.x", "q[0]", "q[1]", "more[0]", "more[1]")
+    assert stream.values.tolist() == [[0.5, 1, 2, 3, 4]]
+
+
 def test_an_old_bag_has_no_definitions(tmp_path):
     """As ROS 2 Foxy to Humble wrote them: three columns and no schema table."""
     path = tmp_path / "old.db3"

@@ -16,7 +16,7 @@ from tests import examples
 SPEC = dataclasses.replace(examples.SPEC, control_hz=12.5)
 MAPPING = LogMapping(
     proprio=(Part(stream="/joint_states.position"),), action=(Part(stream="/command.position"),),
-    cameras={"front": Camera(stream="/front/compressed")}, clock="header", rate=12.5, success="/success",
+    cameras={"front": Camera(stream="/front/compressed")}, clock="header", rate=12.5, success="/success.position",
     embodiment="toy", instruction="reach the goal")
 
 
