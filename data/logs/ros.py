@@ -49,6 +49,8 @@ SQLITE_MAGIC, ROS1_MAGIC, ROS1_VERSION = b"SQLite format 3\0", b"#ROSBAG V", b"2
 MCAP, SQLITE, ROS1 = "rosbag2 (mcap)", "rosbag2 (sqlite3)", "ROS 1 bag"
 _FILE = re.compile(r"(?P<bag>.+?)(_(?P<number>\d+))?\.(mcap|db3)(\.zstd?)?")
 _OUTSIDE = re.compile(r"[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\].*)?$")
+_SQLITE_ERRORS = (sqlite3.Error, UnicodeError)
+"""The second, where the text of the first would quote bytes that are no text."""
 _TOP = -1
 """In a ``Place`` of a ROS 1 bag: outside of every chunk."""
 
@@ -242,7 +244,7 @@ class SqliteFile:
                         yield RawMessage(channels[topic], time, time, data, (number, 0))
                     else:
                         report.count(self.name, "damaged rows", lost=True)
-        except sqlite3.Error as error:
+        except _SQLITE_ERRORS as error:
             raise DamagedError(f"damaged or cut sqlite3 file ({one_line(error)})") from error
 
     def read(self, places: Iterable[Place]) -> Iterator[bytes]:
@@ -270,7 +272,7 @@ def _may_be_bag(path: Path) -> bool:
     try:
         with _database(path) as database:
             return {"topics", "messages"} <= _tables(database)
-    except sqlite3.Error:
+    except _SQLITE_ERRORS:
         return ".db3" in path.suffixes
 
 
@@ -453,7 +455,8 @@ def _typestore(encoding: str, schema_encoding: str, definition: bytes, name: str
     elif schema_encoding == "ros2idl":
         for part in re.split(r"^=+\n", text, flags=re.MULTILINE):
             if part.strip():
-                store.register(get_types_from_idl(re.sub(r"^IDL: .*\n", "", part)))
+                # Includes are other parts; the library's grammar has none.
+                store.register(get_types_from_idl(re.sub(r"^(IDL: |#).*\n", "", part, flags=re.MULTILINE)))
     else:
         store.register(get_types_from_msg(text, name))
     store.get_msgdef(name)

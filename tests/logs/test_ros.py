@@ -466,6 +466,16 @@ def test_a_cut_sqlite_file_is_refused(tmp_path, share):
         assert "damaged or cut sqlite3 file" in refused.reason
 
 
+@pytest.mark.parametrize("instead", [b"TABL\xff topics", b"TABLE topicz"])
+def test_a_damaged_sqlite_schema_is_refused(tmp_path, instead):
+    """sqlite quotes what it cannot read, and its binding stumbles over bytes that are no text."""
+    path = write_bag(tmp_path / "bag", joint_messages(), SQLITE)
+    content = (path / "bag.db3").read_bytes()
+    assert b"TABLE topics" in content
+    (path / "bag.db3").write_bytes(content.replace(b"TABLE topics", instead))
+    assert "bag.db3: damaged or cut sqlite3 file" in read(path).reason
+
+
 def test_sqlite_is_read_without_writing_beside_it(tmp_path):
     path = write_bag(tmp_path / "bag", joint_messages(), SQLITE)
     file = (path / "bag.db3").rename(path / "100% #1?&mode=rwc.db3")
