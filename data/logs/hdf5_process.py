@@ -168,7 +168,9 @@ def _serve(pipe: Connection) -> None:
                 if opened:
                     opened[1].close()
                 opened = None
-                opened = version, h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+                with h5py.File(path, "r"):  # fails while another process writes to it
+                    pass
+                opened = version, h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES, locking=False)  # and lets others write
             value = _OPERATIONS[operation](opened[1], *arguments)
             if operation == "read":
                 value, content = value
@@ -193,7 +195,7 @@ def _children(file: h5py.File, path: str) -> dict[str, str]:
     group = _find(file, path)
     if not isinstance(group, h5py.Group):
         return {}
-    kinds = {name: _find(group, name) for name in group}
+    kinds = {str(name): _find(group, name) if isinstance(name, str) else None for name in group}  # bytes: no UTF-8
     return {name: "link" if item is None else "group" if isinstance(item, h5py.Group) else "dataset"
             for name, item in kinds.items()}
 
@@ -225,6 +227,8 @@ def _series(file: h5py.File, path: str) -> tuple[dict[str, dict[str, Any]], dict
     found: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
     group = _find(file, path)
+    if group is None:  # a link, or a name that leads nowhere
+        return found, skipped
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if not isinstance(item, h5py.Dataset):
@@ -241,8 +245,11 @@ def _series(file: h5py.File, path: str) -> tuple[dict[str, dict[str, Any]], dict
         if not isinstance(link, h5py.HardLink):
             skipped[name] = "links, which are not followed"
 
-    group.visititems(visit)  # every object once, so a loop of links ends
-    group.visititems_links(visit_link)
+    try:
+        group.visititems(visit)  # every object once, so a loop of links ends
+        group.visititems_links(visit_link)
+    except (TypeError, SystemError) as error:  # h5py mixes up bytes and text there
+        raise OSError("it holds a name that is not UTF-8") from error
     return found, skipped
 
 

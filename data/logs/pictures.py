@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -37,6 +37,7 @@ class UnusableError(Exception):
     """What is no stream, though nothing is damaged. Its text is the reason."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """An array that is read row by row: an HDF5 data set, rows of a Zarr array, a list of a TFRecord."""
 
