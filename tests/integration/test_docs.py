@@ -35,6 +35,7 @@ SUITES = {  # the first that a command has
     "suite=world_model": [
         "seeds=[0]", "env.tasks=[drawer-close-v3]", "unseen_env.tasks=[reach-v3]", "policies=[2]", "cloning.steps=2",
         "env.config.max_episode_steps=14", "unseen_env.config.max_episode_steps=14", "starts=4", "trials_per_task=1",
+        "compiled=false",
         *(f"recordings.{i}.episodes=8" for i in range(4)),
         *(f"variants.{name}.{what}" for name in ("self_rollout", "plain_regressor")
           for what in ("steps=2", "success_windows=4"))],
