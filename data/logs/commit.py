@@ -135,7 +135,7 @@ def ingest_logs(
     if replay is not None:
         replay.close()
     if not report.added and not report.already:
-        raise UserError("\n".join([f"{source}: nothing usable was found", *report.lines()[1:]]))
+        raise UserError(_nothing(report.refused))
     return report
 
 
@@ -174,8 +174,7 @@ def survey_logs(
             proprio += [rows.proprio for rows in sampled.rows]
             action += [rows.action[:-1] for rows in sampled.rows]
     if names is None:
-        raise UserError("\n".join(["nothing usable was found",
-                                   *(f"  refused {name}: {why}" for name, why in sorted(report.refused.items()))]))
+        raise UserError(_nothing(report.refused))
     state, commands = np.concatenate(proprio).astype(np.float64), np.concatenate(action)
     deviation = state.std(0)
     statistics = Statistics(action_low=commands.min(0), action_high=commands.max(0),
@@ -319,6 +318,12 @@ def _known(store: ReplayStore | None) -> set[tuple[str, str]]:
     """Hashes of the log episodes in the store."""
     provenances = [] if store is None else [store.provenance(index) for index in range(len(store))]
     return {(p["source_sha256"], p["config_sha256"]) for p in provenances if "source_sha256" in p}
+
+
+def _nothing(refused: Mapping[str, str]) -> str:
+    first = next((f"; {name}: {why}" for name, why in sorted(refused.items())), "")
+    more = f" ({len(refused) - 1} more were refused)" if len(refused) > 1 else ""
+    return f"nothing usable was found{first}{more}; python main.py ingest action=inspect shows what is there"
 
 
 def _relative(path: Path, root: Path, name: str) -> str:
