@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +74,20 @@ def propose(episode: LogEpisode) -> LogMapping:
     return LogMapping(
         proprio=tuple(Part(stream=s.name) for s in proprio), action=tuple(Part(stream=s.name) for s in action),
         cameras={_word(s.name, [c.name for c in cameras]): Camera(stream=s.name) for s in cameras}, clock=clock,
-        success=success, rate=round(rate, 3) or 1.0, max_gap=round(5 / rate, 3) if rate else 0.5)
+        success=success, rate=rate, max_gap=round(5 / rate, 3) if rate else 0.5)
 
 
 def rate_of(stream: Stream, clock: str) -> float:
-    """Messages per second, by the median gap; 1 for fewer than two stamps."""
+    """Messages per second, by the median gap; 1 for fewer than two stamps.
+
+    A rate near a third of a whole number is one: a rounded rate would drift away from its own messages.
+    """
     steps = gaps(stream.clocks[clock]) if clock in stream.clocks else np.zeros(0)
     typical = float(np.median(steps)) if len(steps) else 0.0
-    return 1 / typical if typical > 0 else 1.0
+    if not typical > 0:
+        return 1.0
+    near = float(Fraction(1 / typical).limit_denominator(3))
+    return near if abs(near * typical - 1) < 1e-3 else 1 / typical
 
 
 def write_mapping(path: Path, mapping: LogMapping) -> None:

@@ -23,8 +23,8 @@ from data.types import Spec, Statistics, Success, Trajectory, UserError
 
 DELAY = 0.02
 """Seconds from a header's stamp to the recorder."""
-BEGAN = 1_700_000_000.0
-"""Seconds since 1970 at which a recording claims to begin: its wall clock would make every file different."""
+BEGAN_NS = 1_700_000_000 * 10**9
+"""Nanoseconds since 1970 at which a recording claims to begin: its wall clock would make every file different."""
 
 
 def write_rosbags(
@@ -51,11 +51,11 @@ def _write(path: Path, trajectory: Trajectory, spec: Spec, statistics: Statistic
         def write(topic: str, kind: str, time: float, **fields: Any) -> None:
             if topic not in known:
                 known[topic] = writer.add_connection(topic, kind, typestore=store)
-            writer.write(known[topic], round((BEGAN + time + DELAY) * 1e9), store.serialize_cdr(
+            writer.write(known[topic], BEGAN_NS + round((time + DELAY) * 1e9), store.serialize_cdr(
                 types[kind](**fields), kind))
 
         def header(time: float) -> Any:
-            stamp = round((BEGAN + time) * 1e9)
+            stamp = BEGAN_NS + round(time * 1e9)
             made = types["builtin_interfaces/msg/Time"](sec=stamp // 10**9, nanosec=stamp % 10**9)
             return types["std_msgs/msg/Header"](stamp=made, frame_id="base")
 

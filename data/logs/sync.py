@@ -22,22 +22,22 @@ class Held(NamedTuple):
 
 
 def grid(first: float, last: float, rate: float) -> Float64[np.ndarray, " k"]:
-    """Times from ``first`` on, ``1 / rate`` s apart, up to ``last``."""
-    return first + np.arange(int(np.floor((last - first) * rate + 1e-9)) + 1) / rate
+    """Times from ``first`` on, ``1 / rate`` s apart, up to ``last`` (to the microsecond)."""
+    return first + np.arange(int(np.floor((last - first + 1e-6) * rate)) + 1) / rate
 
 
 def hold(time: Float64[np.ndarray, " n"], at: Float64[np.ndarray, " k"]) -> Held:
     """Newest message stamped at or before each time; of several with one stamp the last in the file.
 
     ``time`` need not increase. Messages without a finite stamp are never used. Times are compared in whole
-    nanoseconds, so that a nominal stamp meets its own step.
+    microseconds, so that a nominal stamp meets its own step.
     """
     usable = np.flatnonzero(np.isfinite(time))
     if not len(usable):
         return Held(message=np.zeros(len(at), np.int64), age=np.full(len(at), np.inf))
-    stamps = _nanoseconds(time[usable])
+    stamps = _microseconds(time[usable])
     order = np.argsort(stamps, kind="stable")
-    place = np.searchsorted(stamps[order], _nanoseconds(at), side="right") - 1
+    place = np.searchsorted(stamps[order], _microseconds(at), side="right") - 1
     index = usable[order[np.maximum(place, 0)]]
     age = np.where(place >= 0, np.maximum(at - time[index], 0), np.inf)
     return Held(message=np.where(place >= 0, index, 0), age=age)
@@ -68,5 +68,5 @@ def runs(good: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
     return [(int(first), int(last)) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
-def _nanoseconds(time: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    return np.round(time * 1e9).astype(np.int64)
+def _microseconds(time: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    return np.round(time * 1e6).astype(np.int64)
