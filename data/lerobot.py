@@ -292,6 +292,11 @@ class LeRobotDataset:
         return np.stack([np.asarray(p.resize((size, size), Image.Resampling.BILINEAR)) for p in pictures])
 
 
+def is_lerobot(path: Path) -> bool:
+    """Whether the folder looks like a LeRobot set, whole or damaged."""
+    return (path / "meta/info.json").is_file()
+
+
 def read_lerobot(path: str | Path) -> LeRobotDataset:
     """Open a LeRobot set, v2.1 or v3.0. Raises ``UserError`` when there is none or its metadata are damaged."""
     try:

@@ -95,7 +95,7 @@ MISTAKES = [
     (["pretrain", "store=nowhere"], "no replay store at nowhere"),
     (["train_world_model", "store=nowhere"], "no replay store at nowhere"),
     (["ingest", "source=nowhere", "store=made"], "nowhere"),
-    (["collect", "episodes=2"], "store=<folder> or lerobot=<folder>"),
+    (["collect", "episodes=2"], "store=<folder>, lerobot=<folder> or rosbag=<folder>"),
     (["collect", "env.tasks=[door-clse-v3]", "store=made"], "did you mean 'door-close-v3'?"),
     (["collect", "env.config.camera=corner9", "store=made"], "did you mean 'corner"),
     (["benchmark", "suite=lop"], "there is no suite=lop, did you mean 'loop'?"),

@@ -92,7 +92,8 @@ def _record(run: Path, recording: Recording, env: Callable[[], VectorEnv], stora
         with closing(ReplayStore.open(path, storage)) as store:
             store.rollback(max(whole, key=lambda position: sum(position.values()), default={}))
     collect(seed=recording.seed, env=env, expert=recording.expert, actor="expert", episodes=recording.episodes,
-            sample=True, storage=storage, store=str(path), lerobot=None, format="v2.1")
+            sample=True, storage=storage, store=str(path), lerobot=None, rosbag=None,
+            format="v2.1")
     mark.write_text(json.dumps(ReplayStore.open(path).position))
 
 

@@ -1,4 +1,4 @@
-"""``python main.py collect``: a policy or the scripted expert acts; a store, or LeRobot files, receive it."""
+"""``python main.py collect``: a policy or the scripted expert acts; a store or robot logs receive it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def collect(
     storage: StoreConfig,
     store: str | None,
     lerobot: str | None,
+    rosbag: str | None,
     format: str,
 ) -> int:
     """Record ``episodes``, dealt over the tasks. Collecting again with another ``seed`` adds other episodes.
@@ -35,8 +36,8 @@ def collect(
     Raises:
         UserError: not exactly one destination, a policy that is not there, or one that does not fit the environment.
     """
-    if (store is None) == (lerobot is None):
-        raise UserError("collect needs one destination: type store=<folder> or lerobot=<folder>")
+    if sum(each is not None for each in (store, lerobot, rosbag)) != 1:
+        raise UserError("collect needs one destination: type store=<folder>, lerobot=<folder> or rosbag=<folder>")
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, got {episodes}")
     learned = None if actor == "expert" else TinyVLA.load(Path(actor))
@@ -65,11 +66,15 @@ def collect(
         if lerobot is not None:
             write_lerobot(Path(lerobot), recorded, spec=world.spec, statistics=world.statistics,
                           fps=world.spec.control_hz, version=format)
+        if rosbag is not None:
+            from data.logs.rosbag_writer import write_rosbags  # late: the ROS message types take a second to load
+
+            write_rosbags(Path(rosbag), recorded, spec=world.spec, statistics=world.statistics)
     finally:
         world.close()
     solved = sum(t.success is Success.YES for t in recorded)
     journal.say(f"{len(recorded)} episodes, {sum(map(len, recorded))} control steps, {solved} successful "
-                f"→ {store if store is not None else lerobot}")
+                f"→ {store or lerobot or rosbag}")
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Robot logs of every common format, as episodes of time-stamped streams."""
