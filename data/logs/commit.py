@@ -81,7 +81,6 @@ class _Found:
     """An episode from a process: its rows, and their pictures where they were asked for."""
 
     log: str
-    name: str
     key: str
     """SHA-256 of its bytes and its name."""
     rows: Rows
@@ -251,7 +250,7 @@ def _decode(
             except ValueError as reason:
                 yield Refused(name=f"{log} {rows.name}".strip(), reason=str(reason))
                 continue
-        yield _Found(log=log, name=episode.name, key=key, rows=rows, frames=frames, facts=dict(episode.facts))
+        yield _Found(log=log, key=key, rows=rows, frames=frames, facts=dict(episode.facts))
 
 
 def _pictures(

@@ -91,7 +91,12 @@ def rate_of(stream: Stream, clock: str) -> float:
 
 
 def write_mapping(path: Path, mapping: LogMapping) -> None:
-    """Write the YAML with a line that says what to check. An existing file is left alone: ``UserError`` of its own."""
+    """Write the YAML with a line that says what to check.
+
+    Raises ``UserError`` when the file exists: it may have been corrected by hand since.
+    """
+    if path.exists():
+        raise UserError(f"{path} is there already, perhaps corrected by hand; type hydra.run.dir=<another folder>")
     path.write_text("# A guess by names. Check streams, clock, rate, which stream was commanded, grippers, rotations.\n"
                     + to_yaml(mapping))
 

@@ -143,6 +143,8 @@ def test_inspection_proposes_a_mapping_that_works(logs, tmp_path):
     found = inspect(logs)
     assert [title.split()[0] for title, _ in found.episodes] == [f"day_{i}.hdf5" for i in range(4)]
     write_mapping(tmp_path / "mapping.yaml", propose(found.episodes[0][1]))
+    with pytest.raises(UserError, match=r"is there already, perhaps corrected by hand"):
+        write_mapping(tmp_path / "mapping.yaml", propose(found.episodes[0][1]))
     mapping = read_mapping(tmp_path / "mapping.yaml")
     assert [part.stream for part in mapping.action] == ["actions"]
     assert [part.stream for part in mapping.proprio] == ["obs/joints"]
