@@ -17,9 +17,10 @@ import numpy as np
 
 from data.budget import StoreConfig
 from data.lerobot import LeRobotDataset, LeRobotEpisode, file_sha256, read_lerobot
+from data.logs.trajectory import known_episodes, log_trajectory
 from data.store import ReplayStore
 from data.text import ranges
-from data.types import NOT_OURS, UNKNOWN_TOKEN, Behaviour, Source, Spec, Statistics, Success, Trajectory, UserError
+from data.types import Spec, Statistics, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def ingest(
     report = IngestReport(source=str(source), store=str(store), version=dataset.version, named=dataset.report.named)
     config_hash = _hash(json.dumps({"image_size": config.image_size, "cameras": cameras, "clip": config.clip},
                                    sort_keys=True))
-    known = _known(replay)
+    known = known_episodes(replay)
     for episode in dataset.episodes():
         try:
             source_hash = _source_hash(dataset, episode, list(cameras.values()))
@@ -118,7 +119,10 @@ def ingest(
                       "episode": episode.index, "source_sha256": source_hash, "config_sha256": config_hash,
                       "clock": "timestamp column, nominal: frame_index / fps",
                       "success_from": episode.success_from, "recorded": dict(episode.recorded)}
-        trajectory = _trajectory(episode, frames, statistics, embodiment, provenance)
+        trajectory = log_trajectory(
+            frames=frames, proprio=episode.state, action=episode.action, shows_success=episode.shows_success[:-1],
+            success=episode.success, timestamp=episode.timestamp, statistics=statistics, task=episode.task,
+            instruction=episode.instruction, embodiment=embodiment, provenance=provenance)
         replay.append([trajectory])
         known.add((source_hash, config_hash))
         report.added.append(episode.index)
@@ -200,32 +204,6 @@ def _create(path: Path, dataset: LeRobotDataset, cameras: tuple[str, ...], embod
                 action_names=dataset.action_names, control_hz=dataset.fps)
     return ReplayStore.create(path, spec=spec, statistics=statistics, embodiment=embodiment,
                               config=storage)
-
-
-def _trajectory(episode: LeRobotEpisode, frames: Mapping[str, np.ndarray], statistics: Statistics, embodiment: str,
-                provenance: Mapping[str, object]) -> Trajectory:
-    steps = len(episode.action) - 1
-    action = np.clip(statistics.normalise(episode.action[:-1]), -1, 1)
-    last = np.arange(steps) == steps - 1
-    reward = episode.shows_success[:steps].astype(np.float32)  # marked step by step, or only the last one known
-    if episode.success is Success.YES and not reward.any():
-        reward[-1] = 1
-    succeeded = np.arange(steps) == np.argmax(reward) if reward.any() else np.zeros(steps, bool)
-    return Trajectory(
-        frames=frames, proprio=episode.state, action=action,
-        action_token=np.full(action.shape, UNKNOWN_TOKEN, np.int16), log_prob=np.full(action.shape, np.nan, np.float32),
-        decision=np.zeros(steps, bool), reward=reward, terminated=succeeded,
-        truncated=last & ~succeeded.any(),  # the log says that it stops here, not that no value follows
-        policy_version=np.full(steps, NOT_OURS, np.int64), uncertainty=np.zeros(steps, np.float32),
-        timestamp=episode.timestamp, source=Source.REAL, task=episode.task, instruction=episode.instruction,
-        success=episode.success, behaviour=Behaviour.UNKNOWN, embodiment=embodiment, world_model_version=-1,
-        provenance=dict(provenance))
-
-
-def _known(store: ReplayStore | None) -> set[tuple[str, str]]:
-    """Hashes of the log episodes in the store."""
-    provenances = [] if store is None else [store.provenance(index) for index in range(len(store))]
-    return {(p["source_sha256"], p["config_sha256"]) for p in provenances if "source_sha256" in p}
 
 
 def _source_hash(dataset: LeRobotDataset, episode: LeRobotEpisode, keys: list[str]) -> str:

@@ -23,8 +23,9 @@ from data.logs.mapping import LogMapping, to_yaml
 from data.logs.readers import find_logs, open_log
 from data.logs.sample import Rows, Sampled, dimension_names, sample
 from data.logs.streams import LogEpisode, Refused, Stream
+from data.logs.trajectory import known_episodes, log_trajectory
 from data.store import ReplayStore
-from data.types import NOT_OURS, UNKNOWN_TOKEN, Behaviour, Source, Spec, Statistics, Success, Trajectory, UserError
+from data.types import Spec, Statistics, Trajectory, UserError
 
 
 @dataclass(kw_only=True)
@@ -110,7 +111,7 @@ def ingest_logs(
         statistics = replay.statistics
         _check_range(statistics, survey.statistics, clip=clip)
     config = hashlib.sha256(f"{to_yaml(mapping)}{image_size}{clip}".encode()).hexdigest()
-    known = _known(replay)
+    known = known_episodes(replay)
     for found in _read_all(logs, root, mapping, image_size, {key for key, made in known if made == config}, workers):
         if isinstance(found, Refused):
             report.refused[found.name] = found.reason
@@ -274,21 +275,11 @@ def _trajectory(
     found: _Found, statistics: Statistics, mapping: LogMapping, provenance: Mapping[str, Any]
 ) -> Trajectory:
     rows = found.rows
-    steps = len(rows.time) - 1
-    action = np.clip(statistics.normalise(rows.action[:-1]), -1, 1)
-    last = np.arange(steps) == steps - 1
-    reward = rows.shows_success[1:].astype(np.float32)
-    if rows.success is Success.YES and not reward.any():
-        reward[-1] = 1
-    terminated = np.arange(steps) == np.argmax(reward) if reward.any() else np.zeros(steps, bool)
-    return Trajectory(
-        frames=found.frames, proprio=rows.proprio, action=action, reward=reward, terminated=terminated,
-        truncated=last & ~terminated.any(), action_token=np.full(action.shape, UNKNOWN_TOKEN, np.int16),
-        log_prob=np.full(action.shape, np.nan, np.float32), decision=np.zeros(steps, bool),
-        policy_version=np.full(steps, NOT_OURS, np.int64), uncertainty=np.zeros(steps, np.float32),
-        timestamp=rows.time - rows.time[0], source=Source.REAL, task=rows.instruction or mapping.embodiment,
-        instruction=rows.instruction, success=rows.success, behaviour=Behaviour.UNKNOWN, embodiment=mapping.embodiment,
-        world_model_version=-1, provenance=json.loads(json.dumps(provenance, default=str)))
+    return log_trajectory(
+        frames=found.frames, proprio=rows.proprio, action=rows.action, shows_success=rows.shows_success[1:],
+        success=rows.success, timestamp=rows.time - rows.time[0], statistics=statistics,
+        task=rows.instruction or mapping.embodiment, instruction=rows.instruction, embodiment=mapping.embodiment,
+        provenance=json.loads(json.dumps(provenance, default=str)))
 
 
 def _check_fits(store: ReplayStore, spec: Spec, embodiment: str) -> None:
@@ -311,12 +302,6 @@ def _check_range(stored: Statistics, found: Statistics, *, clip: bool) -> None:
         raise UserError(f"actions do not fit: dimension {i} goes from {found.action_low[i]:.4g} to "
                         f"{found.action_high[i]:.4g}, the store's range is [{stored.action_low[i]:.4g}, "
                         f"{stored.action_high[i]:.4g}]; give another store=<folder>, or type clip=true")
-
-
-def _known(store: ReplayStore | None) -> set[tuple[str, str]]:
-    """Hashes of the log episodes in the store."""
-    provenances = [] if store is None else [store.provenance(index) for index in range(len(store))]
-    return {(p["source_sha256"], p["config_sha256"]) for p in provenances if "source_sha256" in p}
 
 
 def _nothing(refused: Mapping[str, str]) -> str:
