@@ -36,10 +36,10 @@ class WorldModelConfig:
     """Distilling: denoising steps of the teacher's samples."""
     context: int = 4
     """Past frames, actions and proprio that the model sees."""
-    widths: tuple[int, ...] = (48, 64, 96)
+    widths: tuple[int, ...] = (96, 128, 160)
     """Channels of the U-Net's levels; multiples of 8."""
     layers_per_block: int = 1
-    pixel_unshuffle: int = 2
+    pixel_unshuffle: int = 4
     objective: str = "edm"
     """``edm``: diffusion; ``flow``: rectified flow; ``regression``: the same network without noise, asked once."""
     inference_steps: int = 1
@@ -54,12 +54,10 @@ class WorldModelConfig:
     """Largest noise level on context frames in training; each row draws its own, and the model is told."""
     offset_noise: float = 0.0
     """Deviation of noise that all pixels of a channel share, beside the usual one: moves the mean brightness too."""
-    rollout_steps: int = 4
-    """Training contexts hold up to so many of the model's own predictions instead of recorded frames; 0: none."""
-    rollout_share: float = 0.5
-    """Share of a batch's rows with such contexts."""
-    rollout_after: float = 0.5
-    """Part of the first fit's steps that goes by before: what a young model predicts is not worth reading."""
+    rollout_steps: int = 2
+    """Some training rows follow a recording for so many steps over the model's own predictions; 0: none."""
+    rollout_share: float = 0.25
+    """Share of a batch's rows that do (``SelfRollout``)."""
     batch: int = 16
     learning_rate: float = 2e-3
     round_learning_rate: float = 5e-4
@@ -115,7 +113,7 @@ class WorldModelConfig:
                 raise UserError(f"world_model.{name}: expected at least 0, got {getattr(self, name)}")
         if not self.widths or any(width % 8 or width < 8 for width in self.widths):
             raise UserError(f"world_model.widths: expected multiples of 8, got {list(self.widths)}")
-        for name in ("start_share", "rollout_share", "rollout_after", "ema"):
+        for name in ("start_share", "rollout_share", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"world_model.{name}: expected a number in [0, 1], got {getattr(self, name)}")
 

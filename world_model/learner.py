@@ -171,6 +171,7 @@ class WorldModelLearner:
             "video": self._video.denoiser.state_dict(),
             "average": self._video.average.state_dict(),
             "success": self._success.model.state_dict(),
+            "rollout": self._video.rollout.state_dict(),
             "video_optimizer": self._video.optimizer.state_dict(),
             "success_optimizer": self._success.optimizer.state_dict(),
         }
@@ -194,6 +195,7 @@ class WorldModelLearner:
                 "the checkpoint's world model has other shapes than world_model.* and the store ask for; "
                 "use the configuration and the store that it was trained with"
             ) from error
+        self._video.rollout.load_state_dict(state["rollout"])
         self._video.optimizer.load_state_dict(copy.deepcopy(state["video_optimizer"]))
         self._success.optimizer.load_state_dict(copy.deepcopy(state["success_optimizer"]))
         self._video.steps, self._success.steps = state["steps"], state["success_steps"]

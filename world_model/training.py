@@ -24,7 +24,8 @@ from world_model.codec import codec_of
 from world_model.config import WorldModelConfig
 from world_model.frames import stack_cameras, to_pixels
 from world_model.model import ActionUNet, Prediction, VideoModel
-from world_model.pipeline import WorldModelPipeline, one_step, start_noise
+from world_model.pipeline import WorldModelPipeline, start_noise
+from world_model.self_rollout import SelfRollout
 
 VIDEO_STREAM, SUCCESS_STREAM, AUTOENCODER_STREAM = 11, 12, 13
 PROPRIO_WEIGHT = 1.0
@@ -65,6 +66,8 @@ class VideoModule(lightning.LightningModule):
         self.optimizer = torch.optim.AdamW(
             self.denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.rollout = SelfRollout(
+            context=config.context, chunk=config.chunk, calls=config.imagined_steps // config.chunk + 1)
         self.steps = 0
         self.log_to: Log | None = None
 
@@ -77,10 +80,10 @@ class VideoModule(lightning.LightningModule):
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.steps)
-        prediction, target, sigma, one_step = self._predict(batch)
+        prediction, target, target_proprio, sigma, one_step = self._predict(batch)
         error = (prediction.frames - target).square().mean((2, 3, 4))
         weight = torch.ones_like(sigma) if config.objective == "regression" else self.process.weight(sigma)
-        gap = (prediction.proprio - batch["proprio"][:, -config.chunk :]) / self.denoiser.scale
+        gap = (prediction.proprio - target_proprio) / self.denoiser.scale
         proprio = gap.square().mean()
         root = error.detach().sqrt().clamp(min=1e-4)
         calibration = ((prediction.error.log() - root.log()).square() * one_step[:, None]).mean()
@@ -104,64 +107,51 @@ class VideoModule(lightning.LightningModule):
             for average, latest in zip(self.average.buffers(), self.denoiser.buffers(), strict=True):
                 average.copy_(latest)
 
-    def _predict(self, batch: Batch) -> tuple[Prediction, Tensor, Tensor, Tensor]:
-        """Prediction, target ``[b, k, c, h, w]``, noise level ``[b]``, and which rows are where sampling starts.
+    def _predict(self, batch: Batch) -> tuple[Prediction, Tensor, Tensor, Tensor, Tensor]:
+        """Prediction, its targets ``[b, k, c, h, w]`` and ``[b, k, p]``, noise level ``[b]``, which rows are at start.
 
         The generator's order of draws is part of what makes a fit reproducible.
         """
         config, generator = self.config, keyed_generator(self.seed, self.steps, VIDEO_STREAM)
-        recorded = self.codec.encode(batch["frames"])
-        frames, proprio = self._imagined_contexts(recorded, batch, generator)
-        seen = config.imagined_steps
-        target, rows = recorded[:, -config.chunk :], len(frames)
-        context = frames[:, seen : seen + config.context]
-        level = config.context_noise * torch.rand(rows, generator=generator).to(target.device)
+        order = torch.randperm(len(batch["frames"]), generator=generator)  # a batch is sorted by source
+        going_on = order[: round(config.rollout_share * len(order))] if config.imagined_steps else order[:0]
+        frames, proprio, action, tokens = self._windows(batch, going_on)
+        context, target = frames[:, : config.context], frames[:, config.context :]
+        level = config.context_noise * torch.rand(len(order), generator=generator).to(target.device)
         noise = torch.randn(context.shape, generator=generator).to(target.device)
         context = context + level[:, None, None, None, None] * noise
-        given = context, batch["action"][:, seen:], proprio[:, seen : seen + config.context], batch["tokens"], level
-        at_start = torch.rand(rows, generator=generator) < config.start_share
-        levels = self.process.levels(torch.randn(rows, generator=generator))
+        given = context, action, proprio[:, : config.context], tokens, level
+        at_start = torch.rand(len(order), generator=generator) < config.start_share
+        at_start[going_on] = True
+        levels = self.process.levels(torch.randn(len(order), generator=generator))
         noise = start_noise(target.shape, generator, config.offset_noise).to(target.device)
         if self.teacher is not None:
             target = self.teacher.denoise(noise, config.teacher_steps, *given)
         if config.objective == "regression" or self.teacher is not None:
-            at_start = torch.ones(rows, dtype=torch.bool)
-        sigma = torch.where(at_start, self.process.start(rows), levels).to(target.device)
+            at_start = torch.ones_like(at_start)
+        sigma = torch.where(at_start, self.process.start(len(order)), levels).to(target.device)
         if config.objective == "regression":
             noisy = torch.zeros_like(target)
         else:
             noisy = self.process.mix(target, noise, sigma[:, None, None, None, None])
-        return self.denoiser(noisy, self.process.scales(sigma), *given), target, sigma, at_start.to(target.device)
+        prediction = self.denoiser(noisy, self.process.scales(sigma), *given)
+        if len(going_on):
+            self.rollout.paint(prediction.frames[going_on], prediction.proprio[going_on], self.codec)
+        return prediction, target, proprio[:, config.context :], sigma, at_start.to(target.device)
 
-    @torch.no_grad()
-    def _imagined_contexts(
-        self, recorded: Tensor, batch: Batch, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Frames and proprio of recorded windows, in which some rows' newest frames are the model's own.
-
-        The model that samples later reads what it wrote; trained on recordings alone it has never seen that. Row by
-        row up to ``imagined_steps`` are rolled, each the same number in every batch, so that kernels keep their shapes.
-        """
-        config, chunk = self.config, self.config.chunk
-        frames, proprio, rows = recorded.clone(), batch["proprio"].clone(), len(recorded)
-        calls = config.imagined_steps // chunk if self.steps >= config.rollout_after * config.steps else 0
-        rolled = round(config.rollout_share * rows) if calls else 0
-        number = np.sort(np.arange(rolled) % calls + 1) if rolled else np.zeros(0, int)
-        order = torch.randperm(rows, generator=generator)  # a batch is sorted by source
-        for left in range(calls, 0, -1):
-            active = order[rows - int((number >= left).sum()) :]
-            if not len(active):
-                continue
-            at = (calls - left) * chunk + config.context
-            past, coming = slice(at - config.context, at), slice(at, at + chunk)
-            noise = start_noise(frames[active, coming].shape, generator, config.offset_noise)
-            given = (frames[active, past], batch["action"][active, at - config.context : at - 1 + chunk],
-                     proprio[active, past], batch["tokens"][active], torch.zeros(len(active), device=frames.device))
-            process = None if config.objective == "regression" else self.process
-            prediction = one_step(self.denoiser, process, noise, *given)
-            frames[active, coming] = self.codec.settle(prediction.frames)
-            proprio[active, coming] = prediction.proprio.to(proprio.dtype)
-        return frames, proprio
+    def _windows(self, batch: Batch, going_on: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Frames and proprio ``[b, context + k, …]``, actions and tokens: recorded, but for the rows ``going_on``."""
+        recorded = {name: batch[name] for name in ("proprio", "action", "tokens")}
+        recorded["frames"] = self.codec.encode(batch["frames"])
+        seen = self.config.imagined_steps
+        frames, proprio, action = (recorded[name][:, seen:].clone() for name in ("frames", "proprio", "action"))
+        tokens = recorded["tokens"].clone()
+        if len(going_on):
+            first = batch["first"].cpu()[going_on]
+            self.rollout.renew({name: values[going_on] for name, values in recorded.items()}, first)
+            frames[going_on], proprio[going_on], action[going_on] = self.rollout.given()
+            tokens[going_on] = self.rollout.window["tokens"]
+        return frames, proprio, action, tokens
 
     def _note_typical_error(self, root: Tensor) -> None:
         """Keep a running mean of the error at the start of sampling: the unit of ``WorldModelOutput.error``."""
@@ -204,17 +194,22 @@ class VideoSampler:
     """``StepSampler``'s windows as the video model's batches."""
 
     def __init__(self, store: ReplayStore, config: WorldModelConfig, seed: int) -> None:
-        self.cameras = store.spec.cameras
+        self.cameras, self.context = store.spec.cameras, config.context
         self.steps = StepSampler(
             store, sources=config.sources, context=config.context + config.imagined_steps, horizon=config.chunk,
             seed=seed)
 
     def sample(self, step: int, batch: int) -> Batch:
-        """``frames uint8 [b, s+1, c, h, w]``, ``proprio [b, s+1, p]``, ``action [b, s, a]``, ``tokens [b, l]``."""
+        """``frames uint8 [b, s+1, c, h, w]``, ``proprio [b, s+1, p]``, ``action [b, s, a]``, ``tokens [b, l]``.
+
+        ``first int64 [b]``: the first frame of a context whose next step was recorded and is no padding.
+        """
         drawn = self.steps.sample(step, batch)
         tokens = torch.tensor([tokenize(text) for text in drawn.instruction])
         frames = stack_cameras(drawn.frames, self.cameras)
-        return {"frames": frames, "proprio": drawn.proprio, "action": drawn.action, "tokens": tokens}
+        padding = (~drawn.mask).int().cumprod(1).sum(1)
+        first = (padding - (self.context - 1)).clamp(min=0)
+        return {"frames": frames, "proprio": drawn.proprio, "action": drawn.action, "tokens": tokens, "first": first}
 
 
 class Sampler(Protocol):
