@@ -253,7 +253,7 @@ class WorldModelLearner:
             with quiet():
                 self._cached = self._new_pipeline(torch.bfloat16 if bf16 else torch.float32)
             if self.config.compile:
-                self._cached.denoiser.compile_network()
+                self._cached.denoiser.compile_forward()
         return self._cached
 
     def success_model(self) -> SuccessModel:

@@ -68,15 +68,9 @@ class VideoModel(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' id
             nn.Module.to(part, dtype)  # diffusers' own ``to`` warns about it
         return self
 
-    def compile_network(self) -> None:
-        """Compile the diffusers network inside; a call of another shape compiles again."""
-        network = self.network
-        network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
-
-    @property
-    def network(self) -> nn.Module:
-        """The diffusers network inside."""
-        raise TypeError("a video model has a network")
+    def compile_forward(self) -> None:
+        """Compile ``forward``; a call of another shape compiles again."""
+        self.forward = torch.compile(self.forward)  # type: ignore[method-assign]
 
     def standardise(self, proprio: Float[Tensor, "b t p"]) -> Float[Tensor, "b t p"]:
         """By the statistics of the data."""
@@ -138,11 +132,6 @@ class ActionUNet(VideoModel):
         self.proprio_head = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), change)
         self.error_head = ErrorHead(channels, embedding)
         self._register_units(proprio_mean, proprio_std)
-
-    @property
-    def network(self) -> nn.Module:
-        """The U-Net."""
-        return self.unet
 
     def embed(
         self,

@@ -66,11 +66,6 @@ class ActionTransformer(VideoModel):
         self._register_units(proprio_mean, proprio_std)
 
     @property
-    def network(self) -> nn.Module:
-        """Wan's transformer."""
-        return self.wan
-
-    @property
     def chunk(self) -> int:
         """Frames per call."""
         return self.config["chunk"]

@@ -220,7 +220,7 @@ def _act(
                 row |= _speed(learner, learner.pipeline(), replay, imagined, env)
                 if compiled:
                     fast = copy.deepcopy(learner.pipeline())
-                    fast.denoiser.compile_network()
+                    fast.denoiser.compile_forward()
                     measured = _speed(learner, fast, replay, imagined, env)
                     row |= {f"compiled_{name}": value for name, value in measured.items()}
         finally:
