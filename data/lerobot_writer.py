@@ -1,7 +1,7 @@
 """Write trajectories as a LeRobot data set, format v2.1 or v3.0: what the robot stand-in and the tests record.
 
 A trajectory of ``t`` steps becomes ``t + 1`` rows, one per observation. LeRobot has an action in every row, so the
-last row repeats the last action; ``data.ingest`` drops it again.
+last row repeats the last action; ``data.logs`` drops it again.
 
 Beyond the format, ``meta/episodes`` carries ``task_name``, ``success`` and ``provenance`` (JSON); other readers
 ignore them. Statistics are written for state and action, not for pictures.

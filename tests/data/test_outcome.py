@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.ingest import IngestConfig, ingest
 from data.lerobot import VERSIONS
 from data.lerobot_writer import write_lerobot
+from data.logs.ingest import IngestConfig, ingest
 from data.outcome import steps_until_decided, success_frames, undecided_frames
 from data.sampler import DecisionSampler, ReplayConfig, StepSampler
 from data.store import ReplayStore
