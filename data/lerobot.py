@@ -18,10 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.types import UserError
+from data.types import Statistics, UserError
 
 VERSIONS = ("v2.1", "v3.0")
 STATE, ACTION, SUCCESS = "observation.state", "action", "next.success"
+NORMALISED = "normalised_by"
+"""Key of ``meta/info.json`` under which our own exports keep the statistics of the store that they are from."""
 PICTURES = ("video", "image")
 """Dtypes of cameras."""
 
@@ -37,6 +39,10 @@ class LeRobotDataset:
         self.fps = float(self.info["fps"])
         self.features: Mapping[str, Mapping[str, Any]] = self.info["features"]
         self.cameras = [key for key, feature in self.features.items() if feature["dtype"] in PICTURES]
+        self.statistics: Statistics | None = None
+        """What the set was normalised by before it was exported, where it says so."""
+        if NORMALISED in self.info:
+            self.statistics = Statistics.from_dict(self.info[NORMALISED])
         self.unlisted: dict[str, str] = {}
         """Files and episodes that only one part of the metadata knows, and why they are not read."""
         read = self._read_index_v2 if self.version == "v2.1" else self._read_index_v3

@@ -208,6 +208,7 @@ class Loop:
         """Collect, refit, imagine, update; a checkpoint after every iteration."""
         store = self.store()
         policy = self._policy()
+        check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
         learner = Learner(self.learner_config, fabric=self.fabric, policy=policy, objective=self.objective,
                           reference=TinyVLA.load(self.folder / "warm_start"), trust=self.trust)
         if "learner" in self.saved:

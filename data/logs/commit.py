@@ -10,14 +10,13 @@ import hashlib
 import json
 from pathlib import Path
 
-import numpy as np
-
 from data.budget import StoreConfig
 from data.logs.decode import Found, decode_all
 from data.logs.mapping import LogMapping, to_yaml
 from data.logs.readers import find_logs
 from data.logs.report import LogReport
-from data.logs.survey import Watch, nothing_usable, survey_logs
+from data.logs.statistics import Fitted, check_range, clipped, fit
+from data.logs.survey import Survey, Watch, nothing_usable, survey_logs
 from data.logs.trajectory import known_episodes, log_trajectory
 from data.store import ReplayStore
 from data.types import Spec, Statistics, Trajectory, UserError
@@ -25,19 +24,21 @@ from data.types import Spec, Statistics, Trajectory, UserError
 
 def ingest_logs(
     source: Path, store: Path, mapping: LogMapping, *, image_size: int, family: str | None = None, workers: int = 1,
-    dry_run: bool = False, clip: bool = False, storage: StoreConfig | None = None, report_to: Path | None = None,
-    watch: Watch = lambda what, done, total: None,
+    dry_run: bool = False, action_range: str = "quantile", clip: bool = False, known: Statistics | None = None,
+    storage: StoreConfig | None = None, report_to: Path | None = None, watch: Watch = lambda what, done, total: None,
 ) -> LogReport:
     """Add every usable stretch of every log at or below ``source`` to the store, which is created when absent.
 
-    ``report_to``: a file for the report as JSON, written also when the run ends early.
+    ``action_range``: how a new store's range is found, and how much may be clipped: see ``data.logs.statistics``.
+    ``clip``: also clip more than that. ``known``: the statistics that the logs were exported with, which a new store
+    keeps if they fit. ``report_to``: a file for the report as JSON, written also when the run ends early.
 
     Raises ``UserError`` when nothing usable is found or it does not fit an existing store; nothing is committed then.
     """
     report = LogReport(store=str(store), dry=dry_run)
     try:
         _ingest(source, store, mapping, report, image_size=image_size, family=family, workers=workers, clip=clip,
-                storage=storage, watch=watch)
+                action_range=action_range, known=known, storage=storage, watch=watch)
     finally:
         if report_to is not None:
             report.write(report_to)
@@ -46,22 +47,26 @@ def ingest_logs(
 
 def _ingest(
     source: Path, store: Path, mapping: LogMapping, report: LogReport, *, image_size: int, family: str | None,
-    workers: int, clip: bool, storage: StoreConfig | None, watch: Watch,
+    workers: int, clip: bool, action_range: str, known: Statistics | None, storage: StoreConfig | None, watch: Watch,
 ) -> None:
     logs = find_logs(source, family)
     root = source if source.is_dir() else source.parent
     new = not store.exists() or not any(store.iterdir())
     replay = None if new else ReplayStore.open(store, storage)
     config = hashlib.sha256(f"{to_yaml(mapping)}{image_size}".encode()).hexdigest()
-    known = {key for key, made in known_episodes(replay) if made == config}
-    survey = survey_logs(logs, root, mapping, known, report, watch)
+    there = {key for key, made in known_episodes(replay) if made == config}
+    survey = survey_logs(logs, root, mapping, there, report, watch)
     spec = Spec(cameras=tuple(mapping.cameras), image_size=image_size, proprio_names=survey.proprio_names,
                 action_names=survey.action_names, control_hz=mapping.rate)
-    statistics = survey.statistics()
     if replay is not None:
         _check_fits(replay, spec, mapping.embodiment)
-        _check_range(replay.statistics, statistics, spec, clip=clip)
-        statistics = replay.statistics
+        if not clip and survey.wanted:
+            check_range(replay.statistics, survey.action, spec.action_names, kind=action_range,
+                        what=f"the store {store}")
+        report.fitted = Fitted(statistics=replay.statistics, origin="those of the store")
+    else:
+        report.fitted = _fit(survey, known, action_range)
+    report.dimensions, statistics = spec.action_names, report.fitted.statistics
     try:
         for found in decode_all(survey.wanted, root, mapping, image_size, workers, watch):
             if not isinstance(found, Found):
@@ -73,12 +78,20 @@ def _ingest(
                     replay = ReplayStore.create(store, spec=spec, statistics=statistics, embodiment=mapping.embodiment,
                                                 config=storage)
                 replay.append([trajectory])
-            report.add(found.log, trajectory)
+            report.add(found.log, trajectory, clipped(statistics, found.rows.action[:-1]))
     finally:
         if replay is not None:
             replay.close()
     if not report.added and not report.already:
         raise UserError(nothing_usable(report))
+
+
+def _fit(survey: Survey, known: Statistics | None, action_range: str) -> Fitted:
+    """Statistics of a new store."""
+    if known is not None and (len(known.action_low), len(known.proprio_mean)) == (
+            survey.action.shape[1], survey.proprio.shape[1]) and not clipped(known, survey.action).any():
+        return Fitted(statistics=known, origin="those that the set was exported with")
+    return fit(survey.proprio, survey.action, action_range)
 
 
 def _trajectory(found: Found, statistics: Statistics, mapping: LogMapping, config: str) -> Trajectory:
@@ -107,13 +120,3 @@ def _check_fits(store: ReplayStore, spec: Spec, embodiment: str) -> None:
         if expected != given:
             raise UserError(f"{name} does not match: the store {store.path} has {expected!s:.120}, the logs "
                             f"{given!s:.120}; {remedy}")
-
-
-def _check_range(stored: Statistics, found: Statistics, spec: Spec, *, clip: bool) -> None:
-    slack = 1e-4 * (stored.action_high - stored.action_low) + 1e-6
-    outside = (found.action_low < stored.action_low - slack) | (found.action_high > stored.action_high + slack)
-    if outside.any() and not clip:
-        i = int(np.argmax(outside))
-        raise UserError(f"actions do not fit: {spec.action_names[i]} goes from {found.action_low[i]:.4g} to "
-                        f"{found.action_high[i]:.4g}, the store's range is [{stored.action_low[i]:.4g}, "
-                        f"{stored.action_high[i]:.4g}]; give another store=<folder>, or type logs.clip=true")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from data.logs.sample import Sampled
+from data.logs.statistics import Fitted
 from data.logs.streams import LogEpisode, Refused
 from data.types import Trajectory
 
@@ -40,6 +44,12 @@ class LogReport:
     """By the log's path below the source."""
     success: dict[str, int] = field(default_factory=dict)
     """Label -> episodes that were added."""
+    fitted: Fitted | None = None
+    """What the actions are normalised by; None until all logs were looked at."""
+    dimensions: Sequence[str] = ()
+    """Names of the actions."""
+    clipped: dict[str, int] = field(default_factory=dict)
+    """Dimension of the action -> values that were clipped."""
 
     def of(self, log: str) -> FileReport:
         """The part about one log."""
@@ -57,12 +67,15 @@ class LogReport:
         for problem in episode.problems:
             mine.skipped[problem] = mine.skipped.get(problem, 0) + 1
 
-    def add(self, log: str, trajectory: Trajectory) -> None:
-        """Count what went into the store."""
+    def add(self, log: str, trajectory: Trajectory, clipped: Int64[np.ndarray, " a"]) -> None:
+        """Count what went into the store, and how many values of each dimension of its actions were ``clipped``."""
         mine, label = self.of(log), trajectory.success.value
         mine.episodes += 1
         mine.steps += len(trajectory)
         self.success[label] = self.success.get(label, 0) + 1
+        for name, values in zip(self.dimensions, clipped.tolist(), strict=True):
+            if values:
+                self.clipped[name] = self.clipped.get(name, 0) + values
 
     @property
     def added(self) -> int:
@@ -98,6 +111,7 @@ class LogReport:
             lines.append("  success: " + ", ".join(f"{key} {count}" for key, count in sorted(self.success.items())))
         if self.already:
             lines.append(f"  {self.already} were in the store already; nothing was added for them")
+        lines += self._range_lines()
         if self.masked:
             lines.append(f"  {self.masked} rows left out")
         for log, each in sorted(self.files.items()):
@@ -106,10 +120,26 @@ class LogReport:
                       for problem, episodes in each.skipped.items()]
         return lines + [f"  refused {name}: {reason}" for name, reason in sorted(self.refused.items())]
 
+    def _range_lines(self) -> list[str]:
+        if self.fitted is None:
+            return []
+        statistics = self.fitted.statistics
+        lines = [f"  statistics {statistics.fingerprint}: {self.fitted.origin}"]
+        lines += [f"  {self.dimensions[i]}: the full range, since {why}" for i, why in self.fitted.full.items()]
+        for i, name in enumerate(self.dimensions):
+            if name in self.clipped:
+                lines.append(f"  {name}: {self.clipped[name]} values clipped to [{statistics.action_low[i]:.4g}, "
+                             f"{statistics.action_high[i]:.4g}]")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values: ``totals`` of everything, and ``files`` one by one."""
         files: Mapping[str, Any] = {log: vars(each) for log, each in sorted(self.files.items())}
-        return {"store": self.store, "dry_run": self.dry,
+        fitted = self.fitted
+        normalised = {} if fitted is None else {
+            **fitted.statistics.to_dict(), "origin": fitted.origin,
+            "full_range": {self.dimensions[i]: why for i, why in fitted.full.items()}}
+        return {"store": self.store, "dry_run": self.dry, "statistics": normalised, "clipped": self.clipped,
                 "totals": {"files": len(self.files), "episodes": self.added, "steps": self.steps,
                            "already": self.already, "masked_rows": self.masked, "refused": len(self.refused),
                            "success": self.success},

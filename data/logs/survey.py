@@ -15,7 +15,7 @@ from data.logs.readers import open_log
 from data.logs.report import LogReport
 from data.logs.sample import Rows, dimension_names, sample
 from data.logs.streams import LogEpisode, Refused
-from data.types import Statistics, UserError
+from data.types import UserError
 
 Watch = Callable[[str, int, int], None]
 """Told what is going on, how many are done, and of how many."""
@@ -46,14 +46,6 @@ class Survey:
     """Of every step, likewise."""
     wanted: Sequence[Wanted]
     """In the order of the logs."""
-
-    def statistics(self) -> Statistics:
-        """Range of the actions and moments of the state."""
-        state = self.proprio.astype(np.float64)
-        deviation = state.std(0)
-        return Statistics(action_low=self.action.min(0), action_high=self.action.max(0),
-                          proprio_mean=state.mean(0).astype("f4"),
-                          proprio_std=np.where(deviation > 1e-6, deviation, 1).astype("f4"))
 
 
 def survey_logs(

@@ -18,13 +18,15 @@ from data.logs.streams import Refused
 from data.logs.survey import episodes_of
 from data.store import ReplayStore
 from data.types import Behaviour, Source, Statistics, Success, UserError
+from wm_rl import cli
 
 G1 = Path(__file__).parents[3] / "shared/logs/lerobot_v21_g1_inspire"
 SUCCESSES = (Success.YES, Success.NO, Success.UNKNOWN)
 
 
 def config(**changes):
-    return IngestConfig(**({"image_size": 16, "cameras": None, "embodiment": None, "clip": False} | changes))
+    return IngestConfig(**({"image_size": 16, "cameras": None, "embodiment": None, "action_range": "quantile",
+                            "clip": False} | changes))
 
 
 @pytest.fixture
@@ -76,8 +78,8 @@ def test_a_log_becomes_real_trajectories(tmp_path, log, version, recorded, stati
         assert read.truncated.tolist() == [False] * (len(read) - 1) + [not ended]
         assert read.provenance["recorded"] == trajectory.provenance
         assert str(tmp_path) not in json.dumps(read.provenance)
-    actions = np.concatenate([store.trajectory(i).action for i in range(3)])
-    assert actions.max(0) == pytest.approx(1, abs=0.2)  # the range is the log's own, its last rows included
+        np.testing.assert_allclose(read.action, trajectory.action, atol=1e-6)  # what the float32 of raw units leaves
+    assert store.statistics.same_as(statistics)
 
 
 def test_the_store_of_another_source_takes_a_log_without_loss(tmp_path, log, recorded, make_store, statistics, spec):
@@ -148,7 +150,7 @@ def test_nothing_whole_is_an_error_and_makes_no_store(tmp_path, log):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_store_that_does_not_fit_is_refused_and_untouched(tmp_path, log, statistics, make_trajectory):
+def test_a_store_that_does_not_fit_is_refused_and_untouched(tmp_path, log, statistics, recorded):
     path = log()
     ingest(path, tmp_path / "store", config())
     before = contents(tmp_path / "store")
@@ -161,7 +163,7 @@ def test_a_store_that_does_not_fit_is_refused_and_untouched(tmp_path, log, stati
         (path, config(cameras={"front": "observation.images.fornt"}), "has no 'observation.images.fornt'"),
         (log(name="names", action_names=("u", "v", "x")), config(), "action does not match"),
         (log(name="states", proprio_names=("row", "z")), config(), "proprio does not match"),
-        (log(name="wide", statistics=wide), config(), "actions do not fit: u .* type logs.clip=true"),
+        (log(name="wide", statistics=wide), config(), "actions do not fit: w .* 18 of its 18 values .* logs.clip=true"),
     ]
     for source, settings, message in cases:
         with pytest.raises(UserError, match=message) as error:
@@ -169,7 +171,10 @@ def test_a_store_that_does_not_fit_is_refused_and_untouched(tmp_path, log, stati
         assert "\n" not in str(error.value)
         assert contents(tmp_path / "store") == before
     report = ingest(tmp_path / "wide", tmp_path / "store", config(clip=True))
-    assert report.added == 3
+    raw = np.concatenate([wide.denormalise(t.action) for t in recorded])
+    beyond = ((raw < statistics.action_low - 1e-3) | (raw > statistics.action_high + 1e-3)).sum(0)
+    assert report.clipped == dict(zip("uvw", beyond.tolist(), strict=True))
+    assert f"  w: {len(raw)} values clipped to [0.5, 0.7]" in report.lines()
     store = ReplayStore.open(tmp_path / "store")
     assert max(np.abs(store.trajectory(i).action).max() for i in range(len(store))) == 1
 
@@ -248,7 +253,7 @@ def test_several_sets_are_one_ingest_and_processes_do_not_matter(tmp_path, log, 
         for name, value in vars(alone.trajectory(i)).items():
             np.testing.assert_equal(getattr(beside.trajectory(i), name), value)
     (tmp_path / "sets" / "c.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-    with pytest.raises(UserError, match=r"c\.h5 is no LeRobot set, so its streams need a mapping"):
+    with pytest.raises(UserError, match=r"sets is no LeRobot set, or not all of it, so its streams need"):
         ingest(tmp_path / "sets", tmp_path / "store", config())
 
 
@@ -274,7 +279,7 @@ def test_no_damage_is_a_traceback(tmp_path, log, version):
 
 @pytest.mark.skipif(not G1.exists(), reason="the Unitree G1 sample log is not on this machine")
 def test_the_unitree_g1_sample(tmp_path):
-    report = ingest(G1, tmp_path / "store", config(image_size=32))
+    report = ingest(G1, tmp_path / "store", config(image_size=32, action_range="range"))
     assert report.added == 3
     assert "episodes 0, 3-9, 11-99: 97 missing of 100 that meta names" in "\n".join(report.lines())
     store = ReplayStore.open(tmp_path / "store")
@@ -294,3 +299,120 @@ def test_the_unitree_g1_sample(tmp_path):
         frames = [np.asarray(Image.fromarray(frame.to_ndarray(format="rgb24")).resize((32, 32), Image.BILINEAR))
                   for frame in container.decode(video=0)]
     np.testing.assert_array_equal(store.trajectory(0).frames["cam_high"], np.stack(frames))
+    assert report.clipped == {}
+
+
+def strange(path):
+    """The set as another program would have written it."""
+    info = json.loads((path / "meta/info.json").read_text())
+    del info["normalised_by"]
+    (path / "meta/info.json").write_text(json.dumps(info))
+    return path
+
+
+def test_the_range_of_a_new_store_is_recomputed_and_what_is_clipped_is_counted(tmp_path, log, make_trajectory):
+    """Against quantiles by hand; each of the runs after the first finds that its own logs fit."""
+    recorded = [make_trajectory(i, 60, size=16) for i in range(4)]
+    recorded[1].action[5, 0] = 40.0  # one faulty command
+    for trajectory in recorded:
+        trajectory.action[:, 2] = np.where(np.arange(60) == 30, 1, -1)  # a gripper that opens once
+    path = strange(log(trajectories=recorded))
+    report = ingest(path, tmp_path / "store", config())
+    files = sorted(path.glob("data/**/*.parquet"))
+    raw = np.concatenate([pq.read_table(file)["action"].to_pylist()[:-1] for file in files]).astype("f4")
+    assert raw.shape == (240, 3)
+    ordered, at = np.sort(raw.astype("f8"), 0), 239 * np.array([0.01, 0.99])
+    below = np.floor(at).astype(int)
+    expected = ordered[below] + (at - below)[:, None] * (ordered[below + 1] - ordered[below])
+    store = ReplayStore.open(tmp_path / "store")
+    low, high = store.statistics.action_low, store.statistics.action_high
+    np.testing.assert_allclose([low[:2], high[:2]], expected[:, :2], rtol=1e-6)
+    assert (low[2], high[2]) == (raw[:, 2].min(), raw[:, 2].max())  # quantiles would have cut the opening off
+    assert "  w: the full range, since it has 2 different values" in report.lines()
+    slack = 1e-4 * (expected[1] - expected[0])
+    counted = ((raw < expected[0] - slack) | (raw > expected[1] + slack)).sum(0)
+    assert report.clipped == {"u": counted[0], "v": counted[1]}
+    assert 4 <= counted[0] <= 6
+    read = np.concatenate([store.trajectory(i).action for i in range(4)])
+    np.testing.assert_allclose(read, np.clip(store.statistics.normalise(raw), -1, 1), atol=1e-6)
+    assert f"statistics {store.statistics.fingerprint}: 1% and 99% quantiles of the actions" in report.lines()[2]
+
+    before = contents(tmp_path / "store")
+    assert ingest(path, tmp_path / "store", config()).already == 4
+    assert contents(tmp_path / "store") == before
+    report = ingest(path, tmp_path / "again", config(action_range="range"))
+    np.testing.assert_array_equal(ReplayStore.open(tmp_path / "again").statistics.action_high, raw.max(0))
+    assert report.clipped == {}
+
+
+def test_a_run_that_was_cut_is_not_refused_by_the_range_that_it_made(tmp_path, log, make_trajectory, monkeypatch):
+    recorded = [make_trajectory(i, 30, size=16) for i in range(4)]
+    recorded[3].action[:, 0] *= 30  # all of what is beyond the quantiles is in the last
+    path, append, calls = strange(log(trajectories=recorded)), ReplayStore.append, []
+
+    def stop_at_the_second(self, trajectories):
+        calls.append(trajectories)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return append(self, trajectories)
+
+    monkeypatch.setattr(ReplayStore, "append", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(path, tmp_path / "store", config())
+    monkeypatch.undo()
+    report = ingest(path, tmp_path / "store", config())
+    assert (report.already, report.added) == (1, 3)
+    with pytest.raises(UserError, match=r"actions do not fit: u .* lie outside the range of the store"):
+        ingest(strange(log(name="last", trajectories=recorded[3:])), tmp_path / "store", config())
+    with pytest.raises(UserError, match=r"expected quantile or range, got 'quantiles'"):
+        config(action_range="quantiles")
+
+
+def test_statistics_of_an_export_that_were_changed_or_do_not_fit_are_not_used(tmp_path, log, statistics):
+    path = log()
+    file = path / "meta/info.json"
+    info = json.loads(file.read_text())
+    assert info["normalised_by"]["fingerprint"] == statistics.fingerprint
+    info["normalised_by"]["action_high"][1] = 7.0
+    file.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"have changed since they were written"):
+        ingest(path, tmp_path / "store", config())
+    narrow = dataclasses.replace(statistics, action_high=statistics.action_high - 0.1)
+    file.write_text(json.dumps(info | {"normalised_by": narrow.to_dict()}))
+    report = ingest(path, tmp_path / "store", config())
+    assert report.fitted.origin == "1% and 99% quantiles of the actions"
+
+
+def test_the_command_writes_a_report_and_says_by_its_exit_code_whether_something_was_usable(
+    tmp_path, log, monkeypatch, capsys
+):
+    path = log()
+    (path / "data/chunk-000/episode_000001.parquet").write_bytes(b"PAR1")
+
+    def run(*words):
+        argv = ["main.py", "ingest", f"source={path}", "store=s", "workers=1", "hydra.run.dir=run",
+                "logs.image_size=16", *words]
+        monkeypatch.setattr("sys.argv", argv)
+        code = cli.run(argv)
+        return code, json.loads((tmp_path / "run/report.json").read_text()), capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, report, _ = run("dry_run=true")
+    assert (code, report["totals"]["episodes"], (tmp_path / "s").exists()) == (0, 2, False)
+    code, report, said = run()
+    assert code == 0
+    assert report["totals"] == {"files": 1, "episodes": 2, "steps": 12, "already": 0, "masked_rows": 0, "refused": 1,
+                                "success": {"yes": 1, "unknown": 1}}
+    assert report["files"]["log"]["refused"].keys() == {"episode 1"}
+    assert report["statistics"]["fingerprint"] == ReplayStore.open(tmp_path / "s").statistics.fingerprint
+    assert "read" in said.out
+    assert "decode" in said.out
+    assert run()[1]["totals"]["already"] == 2
+    for file in path.glob("data/**/*.parquet"):
+        file.write_bytes(b"PAR1")
+    for words in ((), ("dry_run=true",)):
+        code, report, said = run(*words)
+        assert (code, report["totals"]["episodes"], report["totals"]["refused"]) == (2, 0, 3)
+        assert len(said.err.strip().splitlines()) == 1
+        assert "nothing usable was found" in said.err

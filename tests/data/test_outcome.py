@@ -89,7 +89,7 @@ def test_it_survives_a_log(tmp_path, spec, statistics, with_aftermath, version):
     write_lerobot(tmp_path / "log", [whole for _, whole in pairs], spec=small, statistics=statistics, fps=10,
                   version=version)
     ingest(tmp_path / "log", tmp_path / "store",
-           IngestConfig(cameras=None, image_size=16, embodiment="arm", clip=False))
+           IngestConfig(cameras=None, image_size=16, embodiment="arm", action_range="quantile", clip=False))
     store = ReplayStore.open(tmp_path / "store")
     for index, (_, whole) in enumerate(pairs):
         read = store.trajectory(index)

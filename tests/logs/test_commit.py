@@ -52,7 +52,7 @@ def contents(store):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_is_committed_is_what_was_recorded_whatever_the_processes(logs, tmp_path, workers):
-    report = ingest_logs(logs, tmp_path / "store", MAPPING, image_size=24, workers=workers)
+    report = ingest_logs(logs, tmp_path / "store", MAPPING, image_size=24, workers=workers, action_range="range")
     assert (len(report.files), report.added, report.steps, report.refused) == (4, 8, 64, {})
     store = ReplayStore.open(tmp_path / "store")
     assert store.spec.proprio_names == ("q0", "q1")

@@ -65,7 +65,7 @@ def test_an_export_comes_back_through_ingest(store, tmp_path, cold):
     if cold:
         tool(store.path, "compact")
     assert tool(store.path, "export", to=str(tmp_path / "log"), source="sim", task="reach") == 0
-    config = IngestConfig(image_size=16, cameras=None, embodiment=None, clip=False)
+    config = IngestConfig(image_size=16, cameras=None, embodiment=None, action_range="quantile", clip=False)
     report = ingest(tmp_path / "log", tmp_path / "again", config)
     assert (report.added, report.refused) == (4, {})
     again = ReplayStore.open(tmp_path / "again")

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data.budget import StoreConfig
-from data.logs.ingest import IngestConfig, ingest, own_mapping
+from data.logs.ingest import IngestConfig, ingest, lerobot_sets, mapping_of
 from data.logs.inspect import contact_sheet, inspect, propose, write_mapping
 from data.types import UserError
 from wm_rl.journal import Journal
@@ -55,9 +55,7 @@ def _inspect(source: Path, folder: Path, family: str | None, logs: IngestConfig)
         sheet = contact_sheet(episode)
         if sheet is not None:
             sheet.save(folder / f"contact_sheet_{i}.png")
-    try:
-        mapping = own_mapping(source, logs, family)
-    except UserError:  # the logs do not say what their streams are
-        mapping = propose(found.episodes[0][1])
+    sets = lerobot_sets(source, family)
+    mapping = mapping_of(sets[0], logs.cameras, logs.embodiment) if sets else propose(found.episodes[0][1])
     write_mapping(folder / "mapping.yaml", mapping)
     console.print(f"a mapping to start from: {folder / 'mapping.yaml'}; pictures beside it", markup=False)
