@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.budget import StoreConfig
 from data.logs.decode import Found, decode_all
+from data.logs.idle import idle_steps
 from data.logs.mapping import LogMapping, to_yaml
 from data.logs.readers import find_logs
 from data.logs.report import LogReport
@@ -98,7 +99,8 @@ def _trajectory(found: Found, statistics: Statistics, mapping: LogMapping, confi
     rows = found.rows
     provenance = {**found.facts, "log": found.log, "episode": rows.name, "source_sha256": found.key,
                   "config_sha256": config, "clock": mapping.clock, "success_from": rows.success_from,
-                  "oldest_message_s": rows.oldest}
+                  "oldest_message_s": rows.oldest,
+                  "idle_steps": idle_steps(rows.proprio, rows.action, statistics, mapping.rate)}
     return log_trajectory(
         frames=found.frames, proprio=rows.proprio, action=rows.action, shows_success=rows.shows_success[1:],
         success=rows.success, timestamp=rows.time - rows.time[0], statistics=statistics,

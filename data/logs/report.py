@@ -24,6 +24,8 @@ class FileReport:
     episodes: int = 0
     """That were added; with ``dry_run``, that would be."""
     steps: int = 0
+    idle: int = 0
+    """Steps in which the robot stands still; they are marked and kept."""
     already: int = 0
     """Episodes that were in the store, or in another file of this run."""
     masked: dict[str, int] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class LogReport:
         mine, label = self.of(log), trajectory.success.value
         mine.episodes += 1
         mine.steps += len(trajectory)
+        mine.idle += sum(last - first for first, last in trajectory.provenance["idle_steps"])
         self.success[label] = self.success.get(label, 0) + 1
         for name, values in zip(self.dimensions, clipped.tolist(), strict=True):
             if values:
@@ -93,6 +96,11 @@ class LogReport:
         return sum(each.steps for each in self.files.values())
 
     @property
+    def idle(self) -> int:
+        """Steps that were marked idle."""
+        return sum(each.idle for each in self.files.values())
+
+    @property
     def masked(self) -> int:
         """Rows that were left out."""
         return sum(sum(each.masked.values()) for each in self.files.values())
@@ -112,6 +120,8 @@ class LogReport:
         if self.already:
             lines.append(f"  {self.already} were in the store already; nothing was added for them")
         lines += self._range_lines()
+        if self.idle:
+            lines.append(f"  {self.idle} steps are idle: marked, and kept")
         if self.masked:
             lines.append(f"  {self.masked} rows left out")
         for log, each in sorted(self.files.items()):
@@ -141,8 +151,8 @@ class LogReport:
             "full_range": {self.dimensions[i]: why for i, why in fitted.full.items()}}
         return {"store": self.store, "dry_run": self.dry, "statistics": normalised, "clipped": self.clipped,
                 "totals": {"files": len(self.files), "episodes": self.added, "steps": self.steps,
-                           "already": self.already, "masked_rows": self.masked, "refused": len(self.refused),
-                           "success": self.success},
+                           "idle": self.idle, "already": self.already, "masked_rows": self.masked,
+                           "refused": len(self.refused), "success": self.success},
                 "files": files}
 
     def write(self, path: Path) -> None:

@@ -81,8 +81,8 @@ def sample(episode: LogEpisode, mapping: LogMapping, *, folder: Path | None = No
     """Read the mapped streams at the control rate.
 
     A row is kept where every stream has a message that is not from the future and at most ``max_gap`` old, and all
-    values are finite. Each unbroken stretch of at least two rows becomes ``Rows``. ``folder``: where a side-car CSV
-    lies.
+    values are finite float32 and within the limits of the mapping. Each unbroken stretch of at least two rows becomes
+    ``Rows``. ``folder``: where a side-car CSV lies.
 
     Raises:
         UserError: a stream, a clock or a dimension that the mapping names and the episode lacks.
@@ -104,9 +104,12 @@ def sample(episode: LogEpisode, mapping: LogMapping, *, folder: Path | None = No
             oldest = np.maximum(oldest, age)
         blocks = [_read(part, stream, times[stream.name], at) for part, stream in vectors]
         for (part, _), block in zip(vectors, blocks, strict=True):
-            finite = np.isfinite(block).all(1)
+            finite = (np.abs(block) <= np.finfo(np.float32).max).all(1)  # false of NaN
             _note(reasons, f"{part.stream}: values that are not finite", good & ~finite)
             good &= finite
+            plausible = _within(part, block)
+            _note(reasons, f"{part.stream}: values outside its limits", good & ~plausible)
+            good &= plausible
         done = _done(mapping, episode, at)
         proprio, action = (np.concatenate(each, axis=1) for each in
                            (blocks[: len(mapping.proprio)], blocks[len(mapping.proprio) :]))
@@ -146,6 +149,19 @@ def _read(part: Part, stream: Stream, time: np.ndarray, at: np.ndarray) -> Float
         closed, opened = part.opening
         return np.clip((read - closed) / (opened - closed), 0, 1)
     return read * part.scale
+
+
+def _within(part: Part, block: Float64[np.ndarray, "k d"]) -> Bool[np.ndarray, " k"]:
+    """Rows that are within the part's limits once they are float32."""
+    if part.limits is None:
+        return np.ones(len(block), bool)
+    if len(part.limits) not in (1, block.shape[1]):
+        raise UserError(f"{part.stream}: {len(part.limits)} limits for {block.shape[1]} dimensions; give one pair, or "
+                        "one for each")
+    low, high = np.array(part.limits, np.float32).T
+    with np.errstate(over="ignore"):
+        stored = block.astype(np.float32)
+    return ((stored >= low) & (stored <= high)).all(1)
 
 
 def _rotate(values: np.ndarray, given: str, wanted: str) -> Float64[np.ndarray, "k d"]:

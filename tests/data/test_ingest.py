@@ -402,8 +402,8 @@ def test_the_command_writes_a_report_and_says_by_its_exit_code_whether_something
     assert (code, report["totals"]["episodes"], (tmp_path / "s").exists()) == (0, 2, False)
     code, report, said = run()
     assert code == 0
-    assert report["totals"] == {"files": 1, "episodes": 2, "steps": 12, "already": 0, "masked_rows": 0, "refused": 1,
-                                "success": {"yes": 1, "unknown": 1}}
+    assert report["totals"] == {"files": 1, "episodes": 2, "steps": 12, "idle": 0, "already": 0, "masked_rows": 0,
+                                "refused": 1, "success": {"yes": 1, "unknown": 1}}
     assert report["files"]["log"]["refused"].keys() == {"episode 1"}
     assert report["statistics"]["fingerprint"] == ReplayStore.open(tmp_path / "s").statistics.fingerprint
     assert "read" in said.out

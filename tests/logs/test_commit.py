@@ -105,6 +105,22 @@ def test_damage_is_named_and_the_rest_is_kept(logs, tmp_path):
     assert all("Traceback" not in line for line in report.lines())
 
 
+def test_idle_steps_are_marked_and_kept(tmp_path):
+    (tmp_path / "logs").mkdir()
+    write_demos(tmp_path / "logs" / "day.hdf5", [0], steps=30)
+    with h5py.File(tmp_path / "logs" / "day.hdf5", "a") as file:
+        for name in ("obs/joints", "actions"):
+            file["data/demo_0"][name][10:18] = file["data/demo_0"][name][10]
+    at_five = LogMapping(**{**vars(MAPPING), "rate": 5.0, "max_gap": 1.0})  # each message five times
+    report = ingest_logs(tmp_path / "logs", tmp_path / "store", at_five, image_size=16)
+    trajectory = ReplayStore.open(tmp_path / "store").trajectory(0)
+    assert len(trajectory) == report.steps == 145
+    ((first, last),) = trajectory.provenance["idle_steps"]
+    assert (first, last) == (50, 89)  # rows 50 to 89 show messages 10 to 17; those between others change within 1 s
+    assert report.idle == report.to_dict()["files"]["day.hdf5"]["idle"] == 39
+    assert "  39 steps are idle: marked, and kept" in report.lines()
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no log of a known format"):
