@@ -1,10 +1,11 @@
 """Write trajectories as a LeRobot data set, format v2.1 or v3.0: what the robot stand-in and the tests record.
 
 A trajectory of ``t`` steps becomes ``t + 1`` rows, one per observation. LeRobot has an action in every row, so the
-last row repeats the last action; ``data.ingest`` drops it again.
+last row repeats the last action; ``data.logs`` drops it again.
 
 Beyond the format, ``meta/episodes`` carries ``task_name``, ``success`` and ``provenance`` (JSON); other readers
-ignore them. Statistics are written for state and action, not for pictures.
+ignore them. ``meta/info.json`` carries the statistics that the actions were normalised by, with their fingerprint.
+LeRobot's own statistics are written for state and action, not for pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.lerobot import ACTION, STATE, SUCCESS, VERSIONS
+from data.lerobot import ACTION, NORMALISED, STATE, SUCCESS, VERSIONS
 from data.outcome import steps_until_decided, success_frames
 from data.types import Spec, Statistics, Success, Trajectory, UserError
 
@@ -61,7 +62,7 @@ def write_lerobot(
     write(path, trajectories, tables, described, tasks, spec=spec, fps=fps)
     # Last, so that a set whose writing was cut short has no info.json and is refused.
     info = _info(spec, trajectories[0].embodiment, version, fps=fps, episodes=len(trajectories), frames=offset,
-                 tasks=len(tasks))
+                 tasks=len(tasks)) | {NORMALISED: statistics.to_dict()}
     (path / "meta/info.json").write_text(json.dumps(info, indent=4))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.types import Behaviour, Env, Foreseeing, Observation, Policy, Success, Trajectory
+from data.types import Behaviour, Env, Foreseeing, Normalised, Observation, Policy, Success, Trajectory
 
 
 def decision_seed(seed: int, decision: int) -> int:
@@ -43,10 +43,13 @@ def rollout(
 
     Raises:
         ValueError: when ``seeds`` has not one entry per row.
+        UserError: when the policy was made with other statistics than the environment has.
 
     """
     if len(seeds) != env.num_envs:
         raise ValueError(f"expected a list of seeds for each of {env.num_envs} rows, got {len(seeds)}")
+    if isinstance(policy, Normalised):
+        policy.statistics.check_same(env.statistics, mine="the policy", theirs="the environment")
     waiting = [list(row) for row in seeds]
     playing: dict[int, _Recorder] = {}
     while True:

@@ -11,6 +11,7 @@ dimensions, ``p`` proprio dimensions, ``n`` environments, ``h w`` pixels.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -80,18 +81,40 @@ class Statistics:
         span = self.action_high - self.action_low
         return (self.action_low + (action + 1) / 2 * span).astype(np.float32)
 
-    def to_dict(self) -> dict[str, list[float]]:
-        """Plain lists, for JSON and checkpoints; float32 survives the round trip exactly."""
-        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+    @property
+    def fingerprint(self) -> str:
+        """Their version: 12 hexadecimal digits of the SHA-256 of the exact values."""
+        digest = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            values = np.asarray(getattr(self, field.name) + np.float32(0), "<f4")  # -0 is 0
+            digest.update(f"{field.name} {len(values)} ".encode() + values.tobytes())
+        return digest.hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and the fingerprint, for JSON and checkpoints; float32 survives the round trip exactly."""
+        values = {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+        return {**values, "fingerprint": self.fingerprint}
 
     @staticmethod
-    def from_dict(values: Mapping[str, Sequence[float]]) -> Statistics:
-        """Inverse of ``to_dict``."""
-        return Statistics(**{key: np.asarray(value, np.float32) for key, value in values.items()})
+    def from_dict(values: Mapping[str, Any]) -> Statistics:
+        """Inverse of ``to_dict``. Raises ``UserError`` when the values are not those of the fingerprint beside them."""
+        made = Statistics(**{key: np.asarray(value, np.float32) for key, value in values.items()
+                             if key != "fingerprint"})
+        if made.fingerprint != values.get("fingerprint", made.fingerprint):
+            raise UserError(f"the normalisation statistics have changed since they were written: their fingerprint is "
+                            f"{values['fingerprint']}, their values have {made.fingerprint}; restore the file")
+        return made
 
     def same_as(self, other: Statistics) -> bool:
         """True when both map the same raw values to the same normalised ones."""
-        return self.to_dict() == other.to_dict()
+        return self.fingerprint == other.fingerprint
+
+    def check_same(self, other: Statistics, *, mine: str, theirs: str) -> None:
+        """Raise ``UserError`` unless both are the same; ``mine`` and ``theirs`` say of what they are."""
+        if not self.same_as(other):
+            raise UserError(f"the normalisation statistics of {theirs} ({other.fingerprint}) do not match those of "
+                            f"{mine} ({self.fingerprint}): it would read and command wrong units; use what {mine} was "
+                            "made with, or make a new one for these")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +333,13 @@ class Foreseeing(Protocol):
     def foresee(self, row: int, actions: np.ndarray) -> None:
         """Actions ``float32 [n, a]`` that ``row`` takes in its next ``n`` steps, unless its episode ends before."""
         ...
+
+
+@runtime_checkable
+class Normalised(Protocol):
+    """Anything that knows by which statistics it reads and commands."""
+
+    statistics: Statistics
 
 
 @runtime_checkable

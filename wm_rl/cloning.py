@@ -16,7 +16,7 @@ from data.outcome import steps_until_decided
 from data.sampler import StepSampler
 from data.store import ReplayStore
 from data.types import Behaviour, UserError, to_torch
-from wm_rl.policy import TinyVLA
+from wm_rl.policy import TinyVLA, check_compatible
 
 CHUNK_OF_ROWS = 256
 """Observations per forward pass when a store is labelled: bounds memory."""
@@ -42,7 +42,11 @@ def clone(
     policy: TinyVLA, store: ReplayStore, config: CloningConfig, *, seed: int, device: torch.device,
     log: Callable[[int, dict[str, float]], None],
 ) -> None:
-    """Maximise the likelihood of the stored actions' tokens, in place. One-cycle learning rate, Adam."""
+    """Maximise the likelihood of the stored actions' tokens, in place. One-cycle learning rate, Adam.
+
+    Raises ``UserError`` when the policy was made for other data than the store's.
+    """
+    check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
     sampler = StepSampler(store, sources=dict(config.sources), context=1, horizon=policy.chunk, seed=seed)
     policy.to(device).train()
     learned = list(policy.parameters())
@@ -72,8 +76,10 @@ def label_unknown_behaviour(policy: TinyVLA, store: ReplayStore) -> int:
     """Give every stored episode of unknown behaviour tokens, decisions and log-probs under ``policy``.
 
     The recorded data is not touched: the store keeps the labels beside it and tags the episodes ``cloned``. A decision
-    is placed every ``policy.chunk`` steps. Returns the number of episodes labelled.
+    is placed every ``policy.chunk`` steps. Returns the number of episodes labelled. Raises ``UserError`` when the
+    policy was made for other data than the store's.
     """
+    check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
     store.seal()
     model = hashlib.sha256(serialise({k: v.contiguous() for k, v in policy.state_dict().items()})).hexdigest()[:16]
     behaviours = np.asarray(store.episodes.behaviour).astype(str)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,28 @@ class Journal:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Bar]:
         """A progress bar on a terminal; elsewhere one line when it ends."""
-        columns = (SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(bar_width=24),
-                   MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, console=self.console) as progress:
+        with self._bars() as progress:
             task = progress.add_task(title, total=total, note="")
             yield Bar(progress, task)
+
+
+    @contextmanager
+    def stages(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Progress of work that comes in stages, told by ``(stage, done, total)``: a bar for each."""
+        with self._bars() as progress:
+            tasks: dict[str, Any] = {}
+
+            def watch(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(stage, total=total, note="")
+                progress.update(tasks[stage], completed=done, total=total)
+
+            yield watch
+
+    def _bars(self) -> Progress:
+        return Progress(SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(bar_width=24),
+                        MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+                        console=self.console)
 
 
 class Bar:

@@ -26,8 +26,8 @@ from lightning.fabric import Fabric
 from rich.markup import escape
 
 from data.budget import StoreConfig
-from data.ingest import IngestConfig, ingest
 from data.lerobot_writer import write_lerobot
+from data.logs.ingest import IngestConfig, ingest
 from data.prefetch import prefetch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig
@@ -159,9 +159,9 @@ class Loop:
         if not self.uses_logs:
             self.journal.say("replay.mix.real=0: no logs are used")
             return
-        with self._timed("ingest"):
+        with self._timed("ingest"), self.journal.stages() as watch:
             source = Path(self.config.logs) if self.config.logs is not None else self.folder / "logs"
-            report = ingest(source, store.path, self.logs_config, self.storage)
+            report = ingest(source, store.path, self.logs_config, storage=self.storage, watch=watch)
             store.refresh()
         for line in report.lines():
             self.journal.say(escape(line))
@@ -208,6 +208,7 @@ class Loop:
         """Collect, refit, imagine, update; a checkpoint after every iteration."""
         store = self.store()
         policy = self._policy()
+        check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
         learner = Learner(self.learner_config, fabric=self.fabric, policy=policy, objective=self.objective,
                           reference=TinyVLA.load(self.folder / "warm_start"), trust=self.trust)
         if "learner" in self.saved:

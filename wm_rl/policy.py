@@ -256,6 +256,4 @@ def check_compatible(policy: TinyVLA, *, spec: Spec, statistics: Statistics, wha
         if came != expected:
             raise UserError(f"policy expects {name} {expected}, {what} has {came}; "
                             f"use the {what} that the policy was trained with, or pretrain a policy for this one")
-    if not policy.statistics.same_as(statistics):
-        raise UserError(f"the normalisation statistics of {what} do not match those of the policy: it would read and "
-                        "command wrong units; use the statistics the policy was trained with, or pretrain a new policy")
+    policy.statistics.check_same(statistics, mine="the policy", theirs=what)

@@ -96,13 +96,18 @@ class WorldModelLearner:
             "world_model/version": float(self.version),
         }
 
+    def check_fits(self, store: ReplayStore) -> None:
+        """Raise ``UserError`` when the store has other cameras, dimensions or statistics than the model's."""
+        if store.spec.to_dict() != self.spec.to_dict():
+            raise UserError(f"the world model was made for {self.spec}, the replay store {store.path} has {store.spec}")
+        self.statistics.check_same(store.statistics, mine="the world model", theirs=f"the replay store {store.path}")
+
     def fit_video(self, store: ReplayStore, steps: int, *, history: History | None = None) -> None:
         """Train the video model (and before its first step the autoencoder); cut in two, it ends where one fit would.
 
         Raises ``UserError`` as ``fit`` does.
         """
-        if store.spec.to_dict() != self.spec.to_dict():
-            raise UserError(f"the world model was made for {self.spec}, the replay store {store.path} has {store.spec}")
+        self.check_fits(store)
         video, history = VideoSampler(store, self.config, self.seed), history or _History(None)
         self._cached = None
         self._fit_autoencoder(video, history)
@@ -110,6 +115,7 @@ class WorldModelLearner:
 
     def fit_success(self, store: ReplayStore, steps: int, *, history: History | None = None) -> None:
         """Train the success model on recorded frames and on what the video model, as it is now, makes of them."""
+        self.check_fits(store)
         if steps < 1:
             return
         config = self.config
@@ -135,6 +141,7 @@ class WorldModelLearner:
         """
         if teacher.config.objective == "regression":
             raise UserError("a regression answers in one step already; distil a model of objective edm or flow")
+        teacher.check_fits(store)
         state = teacher.state_dict()
         kept = ("video", "average", "success", "vae", "vae_scale", "vae_steps")
         self.load_state_dict(self.state_dict() | {name: state[name] for name in kept if name in state})
@@ -165,6 +172,7 @@ class WorldModelLearner:
         state = {
             "version": self.version,
             "seed": self.seed,
+            "statistics": self.statistics.to_dict(),
             "steps": self._video.steps,
             "success_steps": self._success.steps,
             "best_error": self._best_error,
@@ -181,7 +189,10 @@ class WorldModelLearner:
         return _to_cpu(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the learner that wrote ``state`` stood. Raises ``UserError`` for another architecture."""
+        """Continue where the writer of ``state`` stood. Raises ``UserError`` for another architecture or statistics."""
+        if "statistics" in state:  # checkpoints of before have none
+            Statistics.from_dict(state["statistics"]).check_same(
+                self.statistics, mine="the checkpoint's world model", theirs="the replay store")
         try:
             self._video.denoiser.load_state_dict(state["video"])
             self._video.average.load_state_dict(state["average"])
@@ -264,6 +275,7 @@ class WorldModelLearner:
 
     def imagination(self, store: ReplayStore, config: ImaginationConfig, *, num_envs: int) -> ImaginationEnv:
         """Environments in this model as it is now, branching from what ``store`` shows now."""
+        self.check_fits(store)
         return ImaginationEnv(
             store,
             self.pipeline(),
@@ -275,6 +287,7 @@ class WorldModelLearner:
 
     def audit(self, store: ReplayStore, config: ImaginationConfig, *, episodes: Sequence[int]) -> dict[str, float]:
         """Hold imagination against recorded ``episodes``: see ``audit``."""
+        self.check_fits(store)
         return audit(store, self.pipeline(), self.success_model(), episodes=episodes, horizon=config.horizon,
                      threshold=config.success_threshold, success_frames=config.success_frames, seed=self.seed,
                      inference_steps=config.inference_steps)
@@ -286,6 +299,7 @@ class WorldModelLearner:
 
         Open loop with the recorded actions; ``t`` is ``steps`` + 1, fewer where the episode ends earlier.
         """
+        self.check_fits(store)
         camera = self.spec.cameras[0]
         steps = min(steps, int(store.episodes.length[episode_index]) - start)
         if start < 0 or steps < 1:
@@ -308,6 +322,7 @@ class WorldModelLearner:
         seed: int = 0,
     ) -> dict[str, float]:
         """Quality on episodes that were not fitted on, success claimed as ``imagination`` claims it: ``evaluation``."""
+        self.check_fits(store)
         shared: dict[str, Any] = {"episodes": episodes, "seed": seed, "context": self.config.context,
                   "inference_steps": self.config.inference_steps}
         with quiet():

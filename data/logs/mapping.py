@@ -36,12 +36,20 @@ class Part:
     """For a gripper: its readings when closed and when open; becomes 0 closed, 1 open, whatever the log's polarity."""
     rotation: tuple[str, str] | None = None
     """Representation in the log and in the store, of ``ROTATIONS``; the dims are one rotation."""
+    limits: tuple[tuple[float, float], ...] | None = None
+    """Lowest and highest plausible value, in the unit of the store: one pair for all dimensions, or one for each. Rows
+    outside are left out."""
     interpolate: bool = False
     """Linearly between messages, which looks ahead; otherwise the newest message that is not from the future."""
 
     def __post_init__(self) -> None:
         if self.opening is not None and self.opening[0] == self.opening[1]:
             raise UserError(f"{self.stream}: opening needs two different readings, closed and open, got {self.opening}")
+        for low, high in self.limits or ():
+            if not low < high:
+                raise UserError(f"{self.stream}: limits are pairs of lowest and highest, got {low:g} and {high:g}")
+        if self.limits is not None and self.opening is not None:
+            raise UserError(f"{self.stream}: an opening is from 0 to 1 and needs no limits; remove one of them")
         for name in self.rotation or ():
             _one_of(f"{self.stream}: rotation", name, ROTATIONS)
         if self.rotation is not None and self.interpolate:

@@ -37,6 +37,14 @@ class UnusableError(Exception):
     """What is no stream, though nothing is damaged. Its text is the reason."""
 
 
+class Items(Protocol):
+    """What gives a row by its number."""
+
+    def __getitem__(self, row: Any) -> Any:
+        """One row, as it is stored."""
+        ...
+
+
 @runtime_checkable
 class Rows(Protocol):
     """An array that is read row by row: an HDF5 data set, rows of a Zarr array, a list of a TFRecord."""
@@ -96,7 +104,7 @@ def vector_stream(name: str, rows: Rows, clocks: Mapping[str, Float64[np.ndarray
     return Stream(name=name, kind=Kind.VECTOR, clocks=clocks, values=values, schema=schema)
 
 
-def on_demand(name: str, rows: Rows, decode: Callable[[Any], Picture]) -> Pictures:
+def on_demand(name: str, rows: Items, decode: Callable[[Any], Picture]) -> Pictures:
     """Pictures of a stream, each decoded once however often it is repeated."""
 
     def pictures(numbers: Sequence[int]) -> Iterator[Picture]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from data.logs.streams import Log, Reader
 from data.types import UserError
 
-READERS = ("ros", "foxglove", "minari", "hdf5", "zarr_v2", "rlds")
-"""Modules of this package, asked in this order. ``data.lerobot`` reads LeRobot sets."""
+READERS = ("lerobot", "ros", "foxglove", "minari", "hdf5", "zarr_v2", "rlds")
+"""Modules of this package, asked in this order."""
 
 
 def reader(name: str) -> Reader:

@@ -39,10 +39,12 @@ class Rows:
     oldest: float
     """Age of the oldest message that was used, in s."""
     instruction: str
+    task: str
+    """Name of the task; empty where only a sentence says what it is."""
     success: Success
     success_from: str
     shows_success: Bool[np.ndarray, " r"]
-    """The task is done in this row, where the mapping names a stream that says so; else false throughout."""
+    """The task is done in this row, where a stream says so of a success; else false throughout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +81,8 @@ def sample(episode: LogEpisode, mapping: LogMapping, *, folder: Path | None = No
     """Read the mapped streams at the control rate.
 
     A row is kept where every stream has a message that is not from the future and at most ``max_gap`` old, and all
-    values are finite. Each unbroken stretch of at least two rows becomes ``Rows``. ``folder``: where a side-car CSV
-    lies.
+    values are finite float32 and within the limits of the mapping. Each unbroken stretch of at least two rows becomes
+    ``Rows``. ``folder``: where a side-car CSV lies.
 
     Raises:
         UserError: a stream, a clock or a dimension that the mapping names and the episode lacks.
@@ -102,10 +104,13 @@ def sample(episode: LogEpisode, mapping: LogMapping, *, folder: Path | None = No
             oldest = np.maximum(oldest, age)
         blocks = [_read(part, stream, times[stream.name], at) for part, stream in vectors]
         for (part, _), block in zip(vectors, blocks, strict=True):
-            finite = np.isfinite(block).all(1)
+            finite = (np.abs(block) <= np.finfo(np.float32).max).all(1)  # false of NaN
             _note(reasons, f"{part.stream}: values that are not finite", good & ~finite)
             good &= finite
-        done = _done(mapping, streams, at)
+            plausible = _within(part, block)
+            _note(reasons, f"{part.stream}: values outside its limits", good & ~plausible)
+            good &= plausible
+        done = _done(mapping, episode, at)
         proprio, action = (np.concatenate(each, axis=1) for each in
                            (blocks[: len(mapping.proprio)], blocks[len(mapping.proprio) :]))
         masked += int((~good).sum())
@@ -113,14 +118,19 @@ def sample(episode: LogEpisode, mapping: LogMapping, *, folder: Path | None = No
         for first, last in runs(good):
             if last - first < 2:
                 masked += last - first
+                _note(reasons, "a single row between two cuts", np.ones(last - first, bool))
                 continue
-            here = slice(first, last)
-            success, origin = _outcome(episode, mapping, segment, done[here], ends=last == len(at))
+            here, ends = slice(first, last), last == len(at)
+            # What the last command of an episode led to is said one step after its last row.
+            seen = done[first : last + (ends and segment.ends)]
+            success, origin = _outcome(episode, mapping, segment, seen, ends=ends)
             found.append(Rows(
                 name=episode.name, time=at[here], proprio=proprio[here].astype(np.float32),
                 action=action[here].astype(np.float32), picture={name: each[here] for name, each in pictures.items()},
-                oldest=float(oldest[here].max()), success=success, success_from=origin, shows_success=done[here],
-                instruction=mapping.instruction or segment.instruction or episode.instruction))
+                oldest=float(oldest[here].max()), success=success, success_from=origin,
+                shows_success=done[here] & (success is Success.YES),
+                instruction=mapping.instruction or segment.instruction or episode.instruction,
+                task="" if mapping.instruction or segment.instruction else episode.task))
     if len(found) > 1:
         found = [Rows(**{**vars(rows), "name": f"{rows.name}#{i}"}) for i, rows in enumerate(found)]
     return Sampled(rows=found, masked=masked, reasons=reasons)
@@ -139,6 +149,19 @@ def _read(part: Part, stream: Stream, time: np.ndarray, at: np.ndarray) -> Float
         closed, opened = part.opening
         return np.clip((read - closed) / (opened - closed), 0, 1)
     return read * part.scale
+
+
+def _within(part: Part, block: Float64[np.ndarray, "k d"]) -> Bool[np.ndarray, " k"]:
+    """Rows that are within the part's limits once they are float32."""
+    if part.limits is None:
+        return np.ones(len(block), bool)
+    if len(part.limits) not in (1, block.shape[1]):
+        raise UserError(f"{part.stream}: {len(part.limits)} limits for {block.shape[1]} dimensions; give one pair, or "
+                        "one for each")
+    low, high = np.array(part.limits, np.float32).T
+    with np.errstate(over="ignore"):
+        stored = block.astype(np.float32)
+    return ((stored >= low) & (stored <= high)).all(1)
 
 
 def _rotate(values: np.ndarray, given: str, wanted: str) -> Float64[np.ndarray, "k d"]:
@@ -186,7 +209,8 @@ def _from_columns(columns: Float64[np.ndarray, "k 6"]) -> Float64[np.ndarray, "k
 def _columns(part: Part, stream: Stream) -> list[int]:
     assert stream.values is not None, "only vectors are mapped to parts"
     width = stream.values.shape[1]
-    if stream.names and len(stream.names) != width:
+    by_name = part.dims is None or any(isinstance(wanted, str) for wanted in part.dims)
+    if stream.names and len(stream.names) != width and by_name:
         raise UserError(f"{stream.name} has {width} dimensions but {len(stream.names)} names; give dims by number, or "
                         "correct the log's names")
     columns = []
@@ -214,7 +238,7 @@ def _names(part: Part, stream: Stream) -> tuple[str, ...]:
         if len(part.names) != size:
             raise UserError(f"{stream.name}: {len(part.names)} names for {size} dimensions; give one for each")
         return part.names
-    if stream.names and part.rotation is None:
+    if stream.values is not None and len(stream.names) == stream.values.shape[1] and part.rotation is None:
         return tuple(stream.names[column] for column in columns)
     return tuple(f"{stream.name}_{i}" for i in range(size))
 
@@ -304,25 +328,31 @@ def _from_csv(path: Path, name: str) -> Iterator[_Segment]:
                         f"success (yes, no, unknown); {error}") from None
 
 
-def _done(mapping: LogMapping, streams: Mapping[str, Stream], at: np.ndarray) -> Bool[np.ndarray, " k"]:
-    if mapping.success is None:
-        return np.zeros(len(at), bool)
-    stream = _find(mapping.success, streams)
-    held = hold(_label_clock(stream, mapping.clock), at)
+def _done(mapping: LogMapping, episode: LogEpisode, at: np.ndarray) -> Bool[np.ndarray, " k1"]:
+    """Whether the task is done at each time, and one step after the last."""
+    name = mapping.success or episode.marks
+    if not name:
+        return np.zeros(len(at) + 1, bool)
+    stream = _find(name, episode.streams)
+    held = hold(_label_clock(stream, mapping.clock), np.append(at, at[-1] + 1 / mapping.rate))
     assert stream.values is not None, "a vector has values"
-    return np.isfinite(held.age) & (stream.values[held.message, 0] > 0) if len(stream) else np.zeros(len(at), bool)
+    return np.isfinite(held.age) & (stream.values[held.message, 0] > 0) if len(stream) else np.zeros(len(at) + 1, bool)
 
 
 def _outcome(
     episode: LogEpisode, mapping: LogMapping, segment: _Segment, done: np.ndarray, *, ends: bool
 ) -> tuple[Success, str]:
     """A label of the whole episode is that of the stretch with which it ends; of others nobody knows."""
-    if mapping.success is not None:
+    whole = ends and (episode.whole or not segment.ends)
+    if mapping.success is not None and (done.any() or whole):
         return (Success.YES if done.any() else Success.NO), f"stream {mapping.success}"
-    if segment.success is not None:
-        return (segment.success, "side-car CSV") if ends else (Success.UNKNOWN, "cut before its end")
-    if ends and segment.ends and episode.whole:
-        return episode.success, episode.success_from
+    if mapping.success is None and segment.success is not None and ends:
+        return segment.success, "side-car CSV"
+    if mapping.success is None and segment.success is None:
+        if episode.marks and done.any():
+            return Success.YES, episode.success_from
+        if whole and segment.ends:
+            return episode.success, episode.success_from
     return Success.UNKNOWN, "cut before its end"
 
 

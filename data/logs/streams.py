@@ -71,6 +71,8 @@ class LogEpisode:
     success: Success = Success.UNKNOWN
     success_from: str = "the log has no success label"
     """What says so."""
+    marks: str = ""
+    """The stream that is 1 in the rows in which the task is done, where the log marks the rows of a success."""
     whole: bool = True
     """False: the recording was cut, and was salvaged up to there."""
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -21,15 +21,15 @@ def log_trajectory(
     """``r`` rows become ``t = r - 1`` steps: no observation follows the last action, so it is left out.
 
     ``action`` is in raw units. ``shows_success``: the task is done in the observation after each step; the first of
-    these terminates, or the last step of a success of which no step is marked. Otherwise the log says that it stops
-    there, not that no value follows: truncated.
+    these terminates, or the last step of a success of which no step is marked, or every one. Otherwise the log says
+    that it stops there, not that no value follows: truncated.
     """
     steps = len(action) - 1
     scaled = np.clip(statistics.normalise(action[:-1]), -1, 1)
     last = np.arange(steps) == steps - 1
     reward = shows_success.astype(np.float32)
-    if success is Success.YES and not reward.any():
-        reward[-1] = 1
+    if success is Success.YES and (not reward.any() or reward.all()):
+        reward = last.astype(np.float32)
     terminated = np.arange(steps) == np.argmax(reward) if reward.any() else np.zeros(steps, bool)
     return Trajectory(
         frames=frames, proprio=proprio, action=scaled, reward=reward, terminated=terminated,

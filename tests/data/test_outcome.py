@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.ingest import IngestConfig, ingest
 from data.lerobot import VERSIONS
 from data.lerobot_writer import write_lerobot
+from data.logs.ingest import IngestConfig, ingest
 from data.outcome import steps_until_decided, success_frames, undecided_frames
 from data.sampler import DecisionSampler, ReplayConfig, StepSampler
 from data.store import ReplayStore
@@ -89,7 +89,7 @@ def test_it_survives_a_log(tmp_path, spec, statistics, with_aftermath, version):
     write_lerobot(tmp_path / "log", [whole for _, whole in pairs], spec=small, statistics=statistics, fps=10,
                   version=version)
     ingest(tmp_path / "log", tmp_path / "store",
-           IngestConfig(cameras=None, image_size=16, embodiment="arm", clip=False))
+           IngestConfig(cameras=None, image_size=16, embodiment="arm", action_range="quantile", clip=False))
     store = ReplayStore.open(tmp_path / "store")
     for index, (_, whole) in enumerate(pairs):
         read = store.trajectory(index)

@@ -52,8 +52,8 @@ def contents(store):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_what_is_committed_is_what_was_recorded_whatever_the_processes(logs, tmp_path, workers):
-    report = ingest_logs(logs, tmp_path / "store", MAPPING, image_size=24, workers=workers)
-    assert (report.files, report.added, report.steps, report.refused) == (4, 8, 64, {})
+    report = ingest_logs(logs, tmp_path / "store", MAPPING, image_size=24, workers=workers, action_range="range")
+    assert (len(report.files), report.added, report.steps, report.refused) == (4, 8, 64, {})
     store = ReplayStore.open(tmp_path / "store")
     assert store.spec.proprio_names == ("q0", "q1")
     assert store.embodiment == "arm"
@@ -79,7 +79,7 @@ def test_again_adds_nothing_and_another_mapping_adds_its_own(logs, tmp_path):
     report = ingest_logs(logs, tmp_path / "store", MAPPING, image_size=16)
     assert (report.added, report.already) == (0, 8)
     assert contents(tmp_path / "store") == before
-    with pytest.raises(UserError, match=r"rate does not match: the store .* has 1\.0, the mapping 2\.0"):
+    with pytest.raises(UserError, match=r"rate does not match: the store .* has 1\.0, the logs 2\.0"):
         ingest_logs(logs, tmp_path / "store", LogMapping(**{**vars(MAPPING), "rate": 2.0}), image_size=16)
 
 
@@ -100,8 +100,25 @@ def test_damage_is_named_and_the_rest_is_kept(logs, tmp_path):
     assert [name.split()[0] for name in report.refused] == ["day_1.hdf5", "day_3.hdf5"]
     assert "no vector stream 'actions'" in report.refused["day_3.hdf5 demo_1"]
     assert report.added == 2 + 2 + 1  # the second file is cut where a value is not finite
-    assert report.notes == {"day_2.hdf5 demo_0": ["1 rows: obs/joints: values that are not finite"]}
+    assert report.of("day_2.hdf5").masked == {"obs/joints: values that are not finite": 1}
+    assert "  day_2.hdf5: 1 rows: obs/joints: values that are not finite" in report.lines()
     assert all("Traceback" not in line for line in report.lines())
+
+
+def test_idle_steps_are_marked_and_kept(tmp_path):
+    (tmp_path / "logs").mkdir()
+    write_demos(tmp_path / "logs" / "day.hdf5", [0], steps=30)
+    with h5py.File(tmp_path / "logs" / "day.hdf5", "a") as file:
+        for name in ("obs/joints", "actions"):
+            file["data/demo_0"][name][10:18] = file["data/demo_0"][name][10]
+    at_five = LogMapping(**{**vars(MAPPING), "rate": 5.0, "max_gap": 1.0})  # each message five times
+    report = ingest_logs(tmp_path / "logs", tmp_path / "store", at_five, image_size=16)
+    trajectory = ReplayStore.open(tmp_path / "store").trajectory(0)
+    assert len(trajectory) == report.steps == 145
+    ((first, last),) = trajectory.provenance["idle_steps"]
+    assert (first, last) == (50, 89)  # rows 50 to 89 show messages 10 to 17; those between others change within 1 s
+    assert report.idle == report.to_dict()["files"]["day.hdf5"]["idle"] == 39
+    assert "  39 steps are idle: marked, and kept" in report.lines()
 
 
 def test_nothing_usable_is_an_error(tmp_path):

@@ -36,7 +36,7 @@ def recorded(tmp_path_factory):
 
 def test_what_was_recorded_comes_back(recorded, tmp_path):
     folder, made = recorded
-    report = ingest_logs(folder, tmp_path / "store", MAPPING, image_size=16)
+    report = ingest_logs(folder, tmp_path / "store", MAPPING, image_size=16, action_range="range")
     assert (report.added, report.refused, report.masked) == (3, {}, 0)
     store = ReplayStore.open(tmp_path / "store")
     for index, t in enumerate(made):

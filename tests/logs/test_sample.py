@@ -57,6 +57,33 @@ def test_a_gap_and_a_value_that_is_not_finite_cut_the_episode():
     assert all(rows.success is Success.UNKNOWN for rows in made.rows)
 
 
+def test_values_outside_the_limits_cut_the_episode_as_those_do_that_no_float32_holds():
+    joints = np.stack([np.arange(20.0), np.zeros(20)], 1)
+    joints[4, 1], joints[9, 0], joints[15, 1] = 3.2, 1e300, -3.2
+    log = episode(vector("state", TENTHS, joints), vector("command", TENTHS, TENTHS))
+    limited = mapping(proprio=(Part(stream="state", limits=((-1, 50), (-3.1, 3.1))),))
+    made = sample(log, limited)
+    assert [(rows.proprio[0, 0], rows.proprio[-1, 0]) for rows in made.rows] == [(0, 3), (5, 8), (10, 14), (16, 19)]
+    assert made.reasons == {"state: values that are not finite": 1, "state: values outside its limits": 2}
+    assert len(sample(log, mapping()).rows) == 2  # nobody said what is plausible
+    degrees = mapping(proprio=(Part(stream="state", scale=0.1, limits=((-1, 1.4),)),))  # one pair, in the store's unit
+    assert [len(rows.time) for rows in sample(log, degrees).rows] == [9, 5]
+    with pytest.raises(UserError, match=r"state: 3 limits for 2 dimensions; give one pair, or one for each"):
+        sample(log, mapping(proprio=(Part(stream="state", limits=((0, 1),) * 3),)))
+    with pytest.raises(UserError, match=r"limits are pairs of lowest and highest, got 1 and 0"):
+        Part(stream="state", limits=((1, 0),))
+    with pytest.raises(UserError, match=r"needs no limits"):
+        Part(stream="state", limits=((0, 1),), opening=(0, 0.08))
+
+
+def test_dims_by_number_where_the_names_are_wrong():
+    wrong = vector("state", TENTHS, np.arange(60.0).reshape(20, 3), ["a", "b"])
+    chosen = mapping(proprio=(Part(stream="state", dims=(2, 0)),))
+    (rows,) = sample(episode(wrong, PLAIN[1]), chosen).rows
+    assert rows.proprio[0].tolist() == [2.0, 0.0]
+    assert dimension_names(chosen.proprio, {"state": wrong}) == ("state_0", "state_1")
+
+
 def test_joints_are_matched_by_name():
     state = vector("state", TENTHS, np.stack([np.full(20, i) for i in (10, 11, 12)], 1), ["q1", "q2", "q0"])
     command = vector("command", TENTHS, np.zeros((20, 2)), ["q1", "q2"])
@@ -147,6 +174,20 @@ def test_success_from_a_stream_and_of_a_cut_recording():
     assert rows.shows_success.tolist() == [t >= 1 for t in rows.time]
     (rows,) = sample(episode(*PLAIN, success=Success.YES, success_from="a label", whole=False), mapping()).rows
     assert rows.success is Success.UNKNOWN
+    (rows,) = sample(episode(*PLAIN, vector("done", [0.0], [0]), whole=False), mapping(success="done")).rows
+    assert rows.success is Success.UNKNOWN  # it may have succeeded later
+    values = np.arange(20.0)
+    values[10] = np.nan
+    cut = (vector("state", TENTHS, values), vector("command", TENTHS, TENTHS))
+    parts = sample(episode(*cut, vector("done", [0.0, 1.95], [0, 1])), mapping(success="done")).rows
+    assert [part.success for part in parts] == [Success.UNKNOWN, Success.YES]  # said after the last row's command
+
+
+def test_a_reader_that_marks_the_rows_of_a_success_is_followed():
+    done = vector("marks", TENTHS, np.arange(20) >= 12)
+    (rows,) = sample(episode(*PLAIN, done, marks="marks", success=Success.YES, success_from="it"), mapping()).rows
+    assert rows.shows_success.tolist() == [t >= 1.2 for t in rows.time]
+    assert (rows.success, rows.success_from) == (Success.YES, "it")
 
 
 def test_a_mapping_survives_its_file_and_mistakes_are_named(tmp_path):

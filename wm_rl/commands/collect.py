@@ -83,7 +83,8 @@ def _open_or_create(path: Path, env: VectorEnv, storage: StoreConfig) -> ReplayS
         return ReplayStore.create(path, spec=env.spec, statistics=env.statistics, embodiment=env.embodiment,
                                   config=storage)
     store = ReplayStore.open(path, storage)
-    if store.spec != env.spec or not store.statistics.same_as(env.statistics):
-        raise UserError(f"{path} holds episodes of another robot, camera or scaling than this environment; "
+    if store.spec != env.spec:
+        raise UserError(f"{path} holds episodes of another robot or camera than this environment; "
                         "give another folder: store=<folder>")
+    store.statistics.check_same(env.statistics, mine=f"the replay store {path}", theirs="the environment")
     return store

@@ -76,7 +76,7 @@ def evaluate_world_model(
     episodes = range(len(replay) - max(1, round(len(replay) * held_out)), len(replay))
     others = ReplayStore.open(unseen) if unseen is not None else None
     named: dict[str, Sequence[str]] = {"model": models, **rivals}
-    learners = {name: [_load(path, replay) for path in paths] for name, paths in named.items()}
+    learners = {name: [_load(path, replay, others) for path in paths] for name, paths in named.items()}
     result: dict[str, Any] = {"unavailable": UNAVAILABLE, "models": dict(named), "store": store,
                               "episodes": len(episodes), "windows": starts}
     shared: dict[str, Any] = {"imagination": imagination, "starts": starts, "seed": seed}
@@ -202,6 +202,7 @@ def _act(
     try:
         if env.spec != replay.spec:
             raise UserError(f"the environment has {env.spec}, the store {replay.spec}; give env.* as it was recorded")
+        replay.statistics.check_same(env.statistics, mine=f"the replay store {replay.path}", theirs="the environment")
         if policies:
             loaded = {str(path): TinyVLA.load(path) for path in policies}
             for policy in loaded.values():
@@ -247,10 +248,11 @@ def _rank(
         bar.advance()
 
 
-def _load(path: str, replay: ReplayStore) -> WorldModelLearner:
+def _load(path: str, *stores: ReplayStore | None) -> WorldModelLearner:
     folder = Path(path)
     nested = folder / "world_model"
     learner = WorldModelLearner.from_pretrained(nested if nested.is_dir() else folder)
-    if learner.spec.to_dict() != replay.spec.to_dict():
-        raise UserError(f"the world model {path} was made for {learner.spec}; {replay.path} has {replay.spec}")
+    for store in stores:
+        if store is not None:
+            learner.check_fits(store)
     return learner

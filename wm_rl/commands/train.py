@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from data.budget import StoreConfig
-from data.ingest import IngestConfig
+from data.logs.ingest import IngestConfig
 from data.sampler import ReplayConfig
 from sim.expert import ExpertConfig
 from sim.vector import VectorEnv
