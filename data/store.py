@@ -204,11 +204,16 @@ class ReplayStore:
 
     def at(self, episodes: int) -> ReplayStore:
         """The store's first ``episodes`` episodes, to read from; what follows stays hidden."""
-        earlier = ReplayStore.__new__(ReplayStore)
-        earlier.__dict__.update(self.__dict__)
-        earlier._writers, earlier._frozen = {}, True
-        earlier._publish(episodes)
-        return earlier
+        return self.only(np.arange(min(episodes, len(self))))
+
+    def only(self, episodes: np.ndarray) -> ReplayStore:
+        """These episodes (indices, ascending), to read from; the others, and what is appended later, stay hidden."""
+        view = ReplayStore.__new__(ReplayStore)
+        view.__dict__.update(self.__dict__)
+        view._writers, view._frozen = {}, True
+        view.episodes = self.episodes.only(episodes)
+        view.generation += 1
+        return view
 
     def summary(self) -> list[dict[str, Any]]:
         """Episodes and steps by source, task, behaviour and success, in a fixed order."""
@@ -409,8 +414,8 @@ class ReplayStore:
         self._newest = max(self._newest, int(fresh[-1, by_time]))
         self._publish()
 
-    def _publish(self, episodes: int | None = None) -> None:
-        self.episodes = Episodes(self._table.values[:episodes], {**WORDS, **self._words}, self.segments)
+    def _publish(self) -> None:
+        self.episodes = Episodes(self._table.values, {**WORDS, **self._words}, self.segments)
         self.generation += 1
 
     # -- inside: writing --------------------------------------------------------------------------------------------

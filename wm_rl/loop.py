@@ -7,16 +7,18 @@ that use a simulator run on the first rank; updates run on all of them, each dra
     <run>/logs/          what the robot stand-in recorded, as LeRobot files (absent when ``loop.logs`` names yours)
     <run>/replay.zarr    everything learned from, tagged by source, behaviour and policy version
     <run>/warm_start/    the cloned policy       <run>/policy/        the trained one
+    <run>/behaviour.json how good the log-probs estimated for logs are
     <run>/checkpoints/   the resume point        <run>/metrics.jsonl  every number logged
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,15 @@ from data.ingest import IngestConfig, ingest
 from data.lerobot_writer import write_lerobot
 from data.prefetch import prefetch
 from data.rollout import rollout
-from data.sampler import DecisionSampler, ReplayConfig
+from data.sampler import DecisionSampler, ReplayConfig, has_outcomes
 from data.store import ReplayStore
 from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
 from wm_rl import interrupts
+from wm_rl.behaviour import label_unknown_behaviour
 from wm_rl.checkpoint import load_checkpoint, save_checkpoint
-from wm_rl.cloning import CloningConfig, clone, label_unknown_behaviour
+from wm_rl.cloning import CloningConfig, clone
 from wm_rl.journal import Journal
 from wm_rl.learner import Learner, LearnerConfig
 from wm_rl.objectives import Objective
@@ -176,14 +179,18 @@ class Loop:
         self._report_success("the scripted expert showed", shown)
 
     def _clone(self) -> None:
-        """A warm start: cloned here, or read from a folder. It also labels whatever came without log-probs."""
+        """A warm start: cloned here, or read from a folder. Whatever came without log-probs gets those of clones."""
         store = self.store()
         with self._timed("clone"):
             policy = self._warm_policy(store)
             policy.save(self.folder / "warm_start")
-            labelled = label_unknown_behaviour(policy, store)
+            with self.journal.progress("behaviour", 2 * self.cloning.steps) as bar:
+                report = label_unknown_behaviour(
+                    policy, store, self.cloning, seed=self.seed, log=lambda step, metrics: bar.advance())
         self.policy = policy
-        self.journal.say(f"{labelled} logged and shown episodes got log-probs from the clone (tagged cloned)")
+        for line in report.lines():
+            self.journal.say(line)
+        (self.folder / "behaviour.json").write_text(json.dumps(report.to_dict(), indent=1))
 
     def _prefill(self) -> None:
         """The warm start acts, so that replay holds what the policy itself does."""
@@ -212,7 +219,7 @@ class Loop:
                           reference=TinyVLA.load(self.folder / "warm_start"), trust=self.trust)
         if "learner" in self.saved:
             learner.load_state_dict(self.saved["learner"])
-        sampler = DecisionSampler(store, self.replay, chunk=policy.chunk, seed=self.seed)
+        sampler = DecisionSampler(store, self._mixture(store), chunk=policy.chunk, seed=self.seed)
         first, last = self.progress["iteration"], self.config.iterations
         main = self.fabric.is_global_zero
         env = self.make_env() if main and first < last else None
@@ -278,6 +285,13 @@ class Loop:
             "imagined_success": _success_rate(imagined), "imagined_steps": sum(map(len, imagined)),
             "imagined_uncertainty": sum(float(t.uncertainty.mean()) for t in imagined) / len(imagined),
             "imagined_return": sum(float(t.reward.sum()) for t in imagined) / len(imagined)}
+
+    def _mixture(self, store: ReplayStore) -> ReplayConfig:
+        """What updates draw: no logs where none says how it ended. They are cloned and modelled all the same."""
+        if not self.uses_logs or has_outcomes(store, Source.REAL):
+            return self.replay
+        self.journal.say("no log has a known success: updates draw none of them (the world model and the clone do)")
+        return replace(self.replay, mix={**self.replay.mix, Source.REAL.value: 0.0})
 
     def _update(self, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
         """Mean metrics of this iteration's updates."""

@@ -105,7 +105,8 @@ def sample(episode: LogEpisode, mapping: LogMapping, *, folder: Path | None = No
             finite = np.isfinite(block).all(1)
             _note(reasons, f"{part.stream}: values that are not finite", good & ~finite)
             good &= finite
-        done = _done(mapping, streams, at)
+        # What the log says within a step after the last row counts for that row: no later one could show it.
+        done = _done(mapping, streams, np.append(at[:-1], segment.last))
         proprio, action = (np.concatenate(each, axis=1) for each in
                            (blocks[: len(mapping.proprio)], blocks[len(mapping.proprio) :]))
         masked += int((~good).sum())
