@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data import journal
+from data import journal, outcome_labels
 from data.budget import StoreConfig
 from data.layout import ACTED, EPISODE, WORDS, read_array, read_attributes, sign, write_array, write_group, write_json
 from data.salvage import Salvage
@@ -125,7 +125,13 @@ def _rewrite(store: ReplayStore, damaged: Salvage, kept: Sequence[int]) -> str:
 
 
 def _bring_marks(store: ReplayStore, damaged: Salvage, kept: Sequence[int], target: str) -> None:
-    """What a labelling and a rollback said of the damaged segment, for the new one."""
+    """What labellings and a rollback said of the damaged segment, for the new one."""
+    outcomes = store.path / outcome_labels.FOLDER / f"{damaged.name}.json"
+    if outcomes.exists():
+        labels, rule = outcome_labels.read_labels(outcomes)
+        outcome_labels.write_labels(store.path, target, {i: labels[old] for i, old in enumerate(kept) if old in labels},
+                                    rule)
+        outcomes.rename(store.path / "control" / "quarantine" / damaged.name / outcomes.name)
     overlay, hidden = store.path / "cloned" / damaged.name, store.path / "control" / "hidden" / damaged.name
     if overlay.exists():
         rows = np.concatenate([np.arange(start, start + length + 1)

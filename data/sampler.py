@@ -48,6 +48,8 @@ class ReplayConfig:
     """See ``Limits``, as the next two."""
     max_age: float | None = None
     task_weights: str = "uniform"
+    outcome_labels: bool = False
+    """Also draw episodes whose success only a success model said (``data.outcome_labels``)."""
 
     def __post_init__(self) -> None:
         for name in ("windows", "decisions"):
@@ -111,8 +113,9 @@ class DecisionSampler:
         self, store: ReplayStore, config: ReplayConfig, *, chunk: int, seed: int, priority_exponent: float = 0.0
     ) -> None:
         """``chunk``: actions per decision ``k`` that the learner's policy has."""
-        self.store, self.config, self.chunk, self.seed = store, config, chunk, seed
-        self.episodes = EpisodeDraw(store, config.limits(), _has_decisions, priority_exponent=priority_exponent)
+        self.store = store.with_outcome_labels() if config.outcome_labels else store
+        self.config, self.chunk, self.seed = config, chunk, seed
+        self.episodes = EpisodeDraw(self.store, config.limits(), _has_decisions, priority_exponent=priority_exponent)
 
     def sample(
         self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
@@ -128,6 +131,8 @@ class DecisionSampler:
         self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
     ) -> Plan:
         """Choose the windows of ``sample``."""
+        if self.config.outcome_labels:  # the caller refreshes the store that it gave, this is another reader of it
+            self.store.refresh()
         config, table = self.config, self.store.episodes
         self.episodes.update(version=version, now=now)
         rng = _generator(self.seed, step, _DECISION_STREAM)

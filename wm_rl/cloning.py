@@ -24,11 +24,16 @@ class CloningConfig:
     learning_rate: float
     sources: Mapping[str, float]
     """Share of each source in a batch."""
+    held_out: float = 0.15
+    """Share of the episodes that no policy of ours acted which is not learned, but calibrates (``wm_rl.behaviour``)."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
         if self.steps < 1 or self.batch < 1:
             raise UserError(f"cloning needs at least one step and one row, got steps={self.steps} batch={self.batch}")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"cloning.held_out: expected a share in [0, 1), got {self.held_out}; try "
+                            "cloning.held_out=0.15")
 
 
 def clone(

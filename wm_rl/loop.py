@@ -38,7 +38,7 @@ from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
 from wm_rl import interrupts
-from wm_rl.behaviour import label_unknown_behaviour
+from wm_rl.behaviour import hold_out, label_unknown_behaviour, without
 from wm_rl.checkpoint import load_checkpoint, save_checkpoint
 from wm_rl.cloning import CloningConfig, clone
 from wm_rl.journal import Journal
@@ -49,6 +49,7 @@ from wm_rl.seeding import training_episode
 from wm_rl.trust import Trust
 from world_model.audit import Drift
 from world_model.config import ImaginationConfig, WorldModelConfig
+from world_model.label import label_outcomes
 from world_model.learner import WorldModelLearner
 
 STAGES = ("record", "ingest", "demonstrate", "clone", "prefill", "fit", "improve")
@@ -179,14 +180,12 @@ class Loop:
         self._report_success("the scripted expert showed", shown)
 
     def _clone(self) -> None:
-        """A warm start: cloned here, or read from a folder. Whatever came without log-probs gets those of clones."""
+        """A warm start: cloned here, or read from a folder. It also labels whatever came without log-probs."""
         store = self.store()
         with self._timed("clone"):
             policy = self._warm_policy(store)
             policy.save(self.folder / "warm_start")
-            with self.journal.progress("behaviour", 2 * self.cloning.steps) as bar:
-                report = label_unknown_behaviour(
-                    policy, store, self.cloning, seed=self.seed, log=lambda step, metrics: bar.advance())
+            report = label_unknown_behaviour(policy, store, hold_out(store, self.cloning.held_out, self.seed))
         self.policy = policy
         for line in report.lines():
             self.journal.say(line)
@@ -202,7 +201,8 @@ class Loop:
     def _fit(self) -> None:
         """First fit of the world model and the success model."""
         if not self.imagines:
-            self.journal.say("replay.mix.imagined=0: no world model is trained")
+            self.journal.say("replay.mix.imagined=0: no world model is trained" + (
+                ", so no outcome is labelled" if self.replay.outcome_labels else ""))
             return
         with self._timed("world_model"):
             store = self.store()
@@ -210,6 +210,11 @@ class Loop:
                 self.world_model_config, spec=store.spec, statistics=store.statistics, seed=self.seed,
                 device=str(self.fabric.device))
             self._fit_world_model(self.world_model_config.steps, "world model")
+        if self.replay.outcome_labels:
+            rule = self.imagination_config
+            for line in label_outcomes(store, self._model().success_model(), threshold=rule.success_threshold,
+                                       success_frames=rule.success_frames).lines():
+                self.journal.say(line)
 
     def _improve(self) -> None:
         """Collect, refit, imagine, update; a checkpoint after every iteration."""
@@ -288,7 +293,8 @@ class Loop:
 
     def _mixture(self, store: ReplayStore) -> ReplayConfig:
         """What updates draw: no logs where none says how it ended. They are cloned and modelled all the same."""
-        if not self.uses_logs or has_outcomes(store, Source.REAL):
+        seen = store.with_outcome_labels() if self.replay.outcome_labels else store
+        if not self.uses_logs or has_outcomes(seen, Source.REAL):
             return self.replay
         self.journal.say("no log has a known success: updates draw none of them (the world model and the clone do)")
         return replace(self.replay, mix={**self.replay.mix, Source.REAL.value: 0.0})
@@ -332,7 +338,8 @@ class Loop:
                 bar.advance(note=f"accuracy {metrics['accuracy']:.2f}")
                 self.journal.record("clone", step, metrics)
 
-            clone(policy, store, self.cloning, seed=self.seed, device=self.fabric.device, log=log)
+            seen = without(store, hold_out(store, self.cloning.held_out, self.seed))
+            clone(policy, seen, self.cloning, seed=self.seed, device=self.fabric.device, log=log)
         return policy
 
     def _roll(

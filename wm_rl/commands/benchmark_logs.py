@@ -27,7 +27,7 @@ from data.types import UserError
 from sim.expert import ExpertConfig
 from sim.intervals import Interval, paired_difference, wilson
 from sim.vector import VectorEnv
-from wm_rl.behaviour import label_unknown_behaviour
+from wm_rl.behaviour import hold_out, label_unknown_behaviour, without
 from wm_rl.cloning import CloningConfig, clone
 from wm_rl.commands.collect import collect
 from wm_rl.journal import Journal
@@ -111,10 +111,11 @@ def _prepare(
         journal.say(line)
     store = ReplayStore.open(made / "logs.zarr", storage)
     learned = TinyVLA(policy, spec=store.spec, statistics=store.statistics, seed=seed)
-    with journal.progress("clone", 3 * cloning.steps) as bar:
-        clone(learned, store, cloning, seed=seed, device=torch.device("cpu"), log=lambda step, metrics: bar.advance())
-        behaviour = label_unknown_behaviour(learned, store, cloning, seed=seed,
-                                            log=lambda step, metrics: bar.advance())
+    held_out = hold_out(store, cloning.held_out, seed)
+    with journal.progress("clone", cloning.steps) as bar:
+        clone(learned, without(store, held_out), cloning, seed=seed, device=torch.device("cpu"),
+              log=lambda step, metrics: bar.advance())
+    behaviour = label_unknown_behaviour(learned, store, held_out)
     for line in behaviour.lines():
         journal.say(line)
     learned.save(made / "warm_start")

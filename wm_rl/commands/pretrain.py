@@ -10,7 +10,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from data.store import ReplayStore
-from wm_rl.behaviour import label_unknown_behaviour
+from wm_rl.behaviour import hold_out, label_unknown_behaviour, without
 from wm_rl.cloning import CloningConfig, clone
 from wm_rl.journal import Journal
 from wm_rl.policy import TinyVLA, TinyVLAConfig
@@ -31,17 +31,16 @@ def pretrain(
     journal = Journal(run, logger, enabled=True)
     replay = ReplayStore.open(store)
     learned = TinyVLA(policy, spec=replay.spec, statistics=replay.statistics, seed=seed)
+    held_out = hold_out(replay, cloning.held_out, seed)
     with journal.progress("clone", cloning.steps) as bar:
         def log(step: int, metrics: dict[str, float]) -> None:
             bar.advance(note=f"accuracy {metrics['accuracy']:.2f}")
             journal.record("clone", step, metrics)
 
-        clone(learned, replay, cloning, seed=seed, device=fabric.device, log=log)
+        clone(learned, without(replay, held_out), cloning, seed=seed, device=fabric.device, log=log)
     learned.save(run / "policy")
     journal.say(f"policy: {run / 'policy'}")
-    with journal.progress("behaviour", 2 * cloning.steps) as bar:
-        report = label_unknown_behaviour(
-            learned, replay, cloning, seed=seed, log=lambda step, metrics: bar.advance())
+    report = label_unknown_behaviour(learned, replay, held_out)
     for line in report.lines():
         journal.say(line)
     (run / "behaviour.json").write_text(json.dumps(report.to_dict(), indent=1))
