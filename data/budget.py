@@ -73,7 +73,7 @@ class Evicted:
 
 def used_bytes(store: Path) -> int:
     """What the store's files take, open segments counted as if they were full."""
-    return sum(tree_bytes(store / name) for name in ("seg", "open", "cloned", "superseded", "tmp"))
+    return sum(tree_bytes(store / name) for name in ("seg", "open", "cloned", "outcome", "superseded", "tmp"))
 
 
 def make_room(store: Path, size: int, config: StoreConfig, evicted: Evicted) -> None:
@@ -117,7 +117,8 @@ def _evict(store: Path, name: str, evicted: Evicted, *, sync: bool) -> None:
             trash = store / "tmp" / f"{LEFTOVER}{uuid.uuid4().hex}"
             place.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
-    (store / "control" / "hidden" / name).unlink(missing_ok=True)
+    for mark in (store / "outcome" / f"{name}.json", store / "control" / "hidden" / name):
+        mark.unlink(missing_ok=True)
 
 
 def tree_bytes(folder: Path) -> int:

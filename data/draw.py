@@ -25,7 +25,8 @@ RECENT = 100
 """Episodes of a task whose failures count (arXiv 2603.18464)."""
 
 _SIM, _LOGGED = WORDS["source"].index(Source.SIM), WORDS["behaviour"].index(Behaviour.LOGGED)
-_YES = WORDS["success"].index(Success.YES)
+_NO = WORDS["success"].index(Success.NO)
+_OUTCOME_UNKNOWN = WORDS["success"].index(Success.UNKNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +170,10 @@ class EpisodeDraw:
                     heapq.heappush(self._versions, value)
                 self._by_version[value].append(group)
         if self.limits.task_weights == "failures":
+            outcome = episodes.code("success")[first:last]
             own = (source == _SIM) & (episodes.code("behaviour")[first:last] == _LOGGED) & (version != NOT_OURS)
-            failed = episodes.code("success")[first:last] != _YES
+            own &= outcome != _OUTCOME_UNKNOWN
+            failed = outcome == _NO
             for task_code, failure in zip(task[own].tolist(), failed[own].tolist(), strict=True):
                 self._failures[task_code].append(failure)
 

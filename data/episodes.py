@@ -22,6 +22,10 @@ class Episodes:
     def __len__(self) -> int:
         return len(self._table)
 
+    def only(self, episodes: np.ndarray) -> Episodes:
+        """The table of these episodes alone."""
+        return Episodes(self._table[episodes], self._words, self._segments)
+
     def code(self, name: str) -> np.ndarray:
         """Integers of one of the ``EPISODE`` columns; what a word's code means is the same for all segments."""
         return self._table[:, 2 + _COLUMN[name]]

@@ -9,6 +9,7 @@ is finished by the next one: an episode is never in the store twice, and never g
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data import journal
+from data import journal, outcome_labels
 from data.budget import StoreConfig
 from data.layout import ACTED, EPISODE, WORDS, read_array, read_attributes, sign, write_array, write_group, write_json
 from data.salvage import Salvage
@@ -32,7 +33,7 @@ _COMMIT_TIME, _SOURCE = EPISODE.index("commit_time"), EPISODE.index("source")
 
 
 def quarantine(path: Path, folder: Path, why: Sequence[str]) -> bool:
-    """Move a damaged segment or overlay aside; false when it is still being written, or gone."""
+    """Move a damaged segment, overlay or file of labels aside; false when it is still being written, or gone."""
     kind = folder.parent.name
     if kind == "open":
         with owned(folder) as mine:
@@ -55,11 +56,12 @@ def restore(path: Path) -> list[str]:
 
 def _move(path: Path, folder: Path, why: Sequence[str]) -> None:
     kind, aside = folder.parent.name, path / "control" / "quarantine"
-    name = folder.name if kind != "cloned" else f"cloned-{folder.name}-{time.time_ns()}"
+    estimate = kind in ("cloned", outcome_labels.FOLDER)
+    name = f"{kind}-{folder.stem}-{time.time_ns()}" if estimate else folder.name
     aside.mkdir(exist_ok=True)
     report: dict[str, Any] = {"from": kind, "problems": list(why)}
-    write_json(aside / f"{name}.json", report | ({"restored": None} if kind == "cloned" else {}))
-    if kind != "cloned":  # its number is not used again, and a rollback does not miss it
+    write_json(aside / f"{name}.json", report | ({"restored": None} if estimate else {}))
+    if not estimate:  # its number is not used again, and a rollback does not miss it
         descriptor = os.open(path / "control" / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         gone = os.open(path / "control" / "evicted", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -125,7 +127,14 @@ def _rewrite(store: ReplayStore, damaged: Salvage, kept: Sequence[int]) -> str:
 
 
 def _bring_marks(store: ReplayStore, damaged: Salvage, kept: Sequence[int], target: str) -> None:
-    """What a labelling and a rollback said of the damaged segment, for the new one."""
+    """What labellings and a rollback said of the damaged segment, for the new one."""
+    outcomes = store.path / outcome_labels.FOLDER / f"{damaged.name}.json"
+    if outcomes.exists():
+        with contextlib.suppress(ValueError):  # damaged: moved aside with its segment
+            labels, rule = outcome_labels.read_labels(outcomes)
+            moved = {row: labels[old] for row, old in enumerate(kept) if old in labels}
+            outcome_labels.write_labels(store.path, target, moved, rule)
+        outcomes.rename(store.path / "control" / "quarantine" / damaged.name / outcomes.name)
     overlay, hidden = store.path / "cloned" / damaged.name, store.path / "control" / "hidden" / damaged.name
     if overlay.exists():
         rows = np.concatenate([np.arange(start, start + length + 1)

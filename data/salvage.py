@@ -58,7 +58,7 @@ class Salvage(Segment):
         self.problems: list[Problem] = []
         self.unfinished = 0
         """Bytes at the end of an open segment's journal that belong to no record: an append under way, or cut short."""
-        self.repaired, self.columns = {}, {}
+        self.repaired, self.columns, self.labelled = {}, {}, {}
         self.words = {"task": {}, "instruction": {}}
         self.table = np.empty((0, len(EPISODE)), np.int64)
         self._records = []

@@ -19,10 +19,11 @@ from data.mapping import will_need
 from data.outcome import steps_until_decided
 from data.segment import Segment
 from data.store import ReplayStore
-from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, UserError
+from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, Success, UserError
 
-_LENGTH, _DECISIONS, _BEHAVIOUR = map(EPISODE.index, ("length", "decisions", "behaviour"))
+_LENGTH, _DECISIONS, _BEHAVIOUR, _SUCCESS = map(EPISODE.index, ("length", "decisions", "behaviour", "success"))
 _CLONED, _UNKNOWN = map(WORDS["behaviour"].index, (Behaviour.CLONED, Behaviour.UNKNOWN))
+_OUTCOME_UNKNOWN = WORDS["success"].index(Success.UNKNOWN)
 _SMALL = ("proprio", "action_token", "log_prob", "reward", "terminated", "policy_version", "uncertainty")
 _SOURCES = list(Source)
 _ALL = slice(None)
@@ -47,6 +48,8 @@ class ReplayConfig:
     """See ``Limits``, as the next two."""
     max_age: float | None = None
     task_weights: str = "uniform"
+    outcome_labels: bool = False
+    """Also draw episodes whose success only a success model said (``data.outcome_labels``)."""
 
     def __post_init__(self) -> None:
         for name in ("windows", "decisions"):
@@ -101,16 +104,18 @@ class DecisionSampler:
     """Windows of decisions for a learner.
 
     Each source gets its share of the windows by largest remainder. A window's episode is drawn among the usable ones
-    (behaviour known, within the limits; ``data.draw``), its first decision uniformly among those that leave room for
-    ``decisions`` of them. Call ``store.refresh()`` to draw from what others appended meanwhile.
+    (behaviour and success known, within the limits; ``data.draw``), its first decision uniformly among those that leave
+    room for ``decisions`` of them. An episode of unknown success has no known reward: the zeros stored for it would say
+    that it failed. Call ``store.refresh()`` to draw from what others appended meanwhile.
     """
 
     def __init__(
         self, store: ReplayStore, config: ReplayConfig, *, chunk: int, seed: int, priority_exponent: float = 0.0
     ) -> None:
         """``chunk``: actions per decision ``k`` that the learner's policy has."""
-        self.store, self.config, self.chunk, self.seed = store, config, chunk, seed
-        self.episodes = EpisodeDraw(store, config.limits(), _has_decisions, priority_exponent=priority_exponent)
+        self.store = store.with_outcome_labels() if config.outcome_labels else store
+        self.config, self.chunk, self.seed = config, chunk, seed
+        self.episodes = EpisodeDraw(self.store, config.limits(), _has_decisions, priority_exponent=priority_exponent)
 
     def sample(
         self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
@@ -126,6 +131,8 @@ class DecisionSampler:
         self, step: int, *, version: int | None = None, now: float | None = None, rank: int = 0, world_size: int = 1
     ) -> Plan:
         """Choose the windows of ``sample``."""
+        if self.config.outcome_labels:  # the caller refreshes the store that it gave, this is another reader of it
+            self.store.refresh()
         config, table = self.config, self.store.episodes
         self.episodes.update(version=version, now=now)
         rng = _generator(self.seed, step, _DECISION_STREAM)
@@ -310,7 +317,14 @@ class StepSampler:
 
 
 def _has_decisions(table: np.ndarray) -> np.ndarray:
-    return (table[:, _BEHAVIOUR] != _UNKNOWN) & (table[:, _DECISIONS] > 0)
+    known = (table[:, _BEHAVIOUR] != _UNKNOWN) & (table[:, _SUCCESS] != _OUTCOME_UNKNOWN)
+    return known & (table[:, _DECISIONS] > 0)
+
+
+def has_outcomes(store: ReplayStore, source: Source) -> bool:
+    """Whether any episode of a source says if it succeeded: without that, a policy cannot learn from its rewards."""
+    episodes = store.episodes
+    return bool(((episodes.source == source.value) & (episodes.success != Success.UNKNOWN.value)).any())
 
 
 def shares(weights: Mapping[str, float], total: int) -> dict[Source, int]:
@@ -345,7 +359,9 @@ def check_weights(name: str, weights: Mapping[str, float]) -> None:
 def _nothing_to_draw(store: ReplayStore, source: Source, weight: float) -> str:
     own = store.episodes.source == source.value
     known = own & (store.episodes.behaviour != Behaviour.UNKNOWN.value)
-    why = "within replay.max_lag and replay.max_age" if known.any() else "with a known behaviour"
+    paid = known & (store.episodes.success != Success.UNKNOWN.value)
+    why = ("within replay.max_lag and replay.max_age" if paid.any() else
+           "with a known success" if known.any() else "with a known behaviour")
     found = f"{own.sum()} episodes, none {why}" if own.any() else "no episodes"
     return (f"replay.mix.{source.value}={weight}, but the replay store {store.path} has {found} of source "
             f"{source.value}; add some, or type replay.mix.{source.value}=0")

@@ -68,6 +68,8 @@ class Segment:
         """Arrays ``[rows, ...]``; those of frames are ``CompressedColumn`` in a cold segment."""
         self.words: dict[str, dict[str, int]] = {"task": {}, "instruction": {}}
         """Code of every task and instruction of this segment, in the order of the codes."""
+        self.labelled: dict[int, dict[str, Any]] = {}
+        """Episodes whose success is a model's opinion, and whose (``data.outcome_labels``)."""
         self._records: list[dict[str, Any]] = []
         self._offset = 0
         self.table = np.empty((0, len(EPISODE)), np.int64)
@@ -117,12 +119,13 @@ class Segment:
                     self.columns[name] = map_file(file, field["dtype"], (self.rows, *field["shape"]))
 
     def provenance(self, row: int) -> dict[str, Any]:
-        """Where episode ``row`` came from."""
+        """Where episode ``row`` came from; ``outcome_label`` says which model gave its success, where one did."""
         if not self.sealed:
             return self._records[row]["provenance"]
         end = self.table[:, _COLUMN["provenance_end"]]
         begin = int(end[row - 1]) if row else 0
-        return json.loads(self._provenance[begin : end[row]].tobytes())
+        facts = json.loads(self._provenance[begin : end[row]].tobytes())
+        return facts | ({"outcome_label": self.labelled[row]} if row in self.labelled else {})
 
     @cached_property
     def _provenance(self) -> np.ndarray:

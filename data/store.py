@@ -4,7 +4,8 @@
     <store>/open/<number>/       a segment being written, one per writer and source (``data.segment``)
     <store>/seg/<number>/        a sealed segment: it never changes again
     <store>/cloned/<number>/     estimated behaviour of the episodes of a segment that were recorded without one
-    <store>/superseded/<n>/      estimates that later ones replaced
+    <store>/outcome/<number>.json  success that a model saw in episodes without a label (``data.outcome_labels``)
+    <store>/superseded/<n>/      estimates and labels that later ones replaced, or that were taken back
     <store>/control/hidden/<number>   how many of a segment's episodes a rollback left visible
     <store>/control/evicted      journal of the segments that a byte budget removed
     <store>/tmp/                 what is not committed; readers never look here
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from data import outcome_labels
 from data.budget import Evicted, StoreConfig, make_room, used_bytes
 from data.episodes import Episodes
 from data.growing import Growing
@@ -78,8 +80,10 @@ class ReplayStore:
     A process sees others' episodes after ``refresh``, its own at once.
     """
 
-    def __init__(self, path: Path, attributes: Mapping[str, Any], config: StoreConfig) -> None:
-        self.path, self.config = path, config
+    def __init__(
+        self, path: Path, attributes: Mapping[str, Any], config: StoreConfig, *, outcome_labels: bool = False
+    ) -> None:
+        self.path, self.config, self.outcome_labels = path, config, outcome_labels
         self.spec = Spec.from_dict(attributes["spec"])
         self.statistics = Statistics.from_dict(attributes["statistics"])
         self.embodiment: str = attributes["embodiment"]
@@ -90,8 +94,8 @@ class ReplayStore:
         self._frozen = False
         self._gone = Evicted(path)
         self._writers: dict[Source, SegmentWriter] = {}
-        self._marks: dict[str, tuple[Any, int | None]] = {}
-        """Of every segment: which overlay, and how many episodes a rollback left."""
+        self._marks: dict[str, tuple[Any, Any, int | None]] = {}
+        """Of every segment: which estimates, which labels of outcomes, and how many episodes a rollback left."""
         self._newest = 0
         """Latest commit time known."""
         self.segments: list[Segment] = []
@@ -163,10 +167,11 @@ class ReplayStore:
         for entry in os.scandir(self.path / "control" / "hidden"):
             with contextlib.suppress(FileNotFoundError):  # its segment is being evicted
                 hidden[entry.name] = int(Path(entry.path).read_text())
-        marks = {name: (overlays.get(name), hidden.get(name)) for name in listed}
+        outcomes = {name: _stamp(self._labels(name)) if self.outcome_labels else None for name in listed}
+        marks = {name: (overlays.get(name), outcomes[name], hidden.get(name)) for name in listed}
         # Evicted, labelled or rolled back.
         self._forget({name for name in self._seen
-                      if name not in listed or marks[name] != self._marks.get(name, (None, None))})
+                      if name not in listed or marks[name] != self._marks.get(name, (None, None, None))})
         self._marks = marks
         fresh = []
         for name, folder in listed.items():
@@ -204,11 +209,23 @@ class ReplayStore:
 
     def at(self, episodes: int) -> ReplayStore:
         """The store's first ``episodes`` episodes, to read from; what follows stays hidden."""
-        earlier = ReplayStore.__new__(ReplayStore)
-        earlier.__dict__.update(self.__dict__)
-        earlier._writers, earlier._frozen = {}, True
-        earlier._publish(episodes)
-        return earlier
+        return self.only(np.arange(min(episodes, len(self))))
+
+    def only(self, episodes: np.ndarray) -> ReplayStore:
+        """These episodes (indices, ascending), to read from; the others, and what is appended later, stay hidden."""
+        view = ReplayStore.__new__(ReplayStore)
+        view.__dict__.update(self.__dict__)
+        view._writers, view._frozen = {}, True
+        view.episodes = self.episodes.only(episodes)
+        view.generation += 1
+        return view
+
+    def with_outcome_labels(self) -> ReplayStore:
+        """The same store, to read from, with the success that a model saw where the recording has no label.
+
+        It sees what others write after its own ``refresh``.
+        """
+        return ReplayStore(self.path, store_attributes(self.path), self.config, outcome_labels=True)
 
     def summary(self) -> list[dict[str, Any]]:
         """Episodes and steps by source, task, behaviour and success, in a fixed order."""
@@ -360,10 +377,13 @@ class ReplayStore:
             found |= {entry.name: Path(entry.path) for entry in os.scandir(self.path / name) if entry.is_dir()}
         return dict(sorted(found.items()))
 
+    def _labels(self, name: str) -> Path:
+        return self.path / outcome_labels.FOLDER / f"{name}.json"
+
     def _look(self, name: str, folder: Path) -> list[np.ndarray]:
         """Rows of the table for what a segment shows that was not seen before."""
         place = self._seen.get(name)
-        overlay, limit = self._marks.get(name, (None, None))
+        overlay, outcome, limit = self._marks.get(name, (None, None, None))
         if place is None or (folder.parent.name == "seg" and not self.segments[place].sealed):
             segment = Segment(folder, self.spec)
             if overlay is not None:
@@ -374,6 +394,12 @@ class ReplayStore:
                         raise FileNotFoundError(self.path / "cloned" / name) from error
                     raise UserError(f"damaged estimates: {error}; restore them, or move the folder "
                                     f"{self.path / 'cloned' / name} away") from error
+            if outcome is not None:
+                try:
+                    outcome_labels.lay_over(segment, self._labels(name))
+                except ValueError as error:
+                    raise UserError(f"damaged labels: {error}; move the file away, or type python main.py store "
+                                    f"action=revoke_labels store={self.path}") from None
             if place is None:
                 place = self._seen[name] = len(self.segments)
                 self.segments.append(segment)
@@ -409,8 +435,8 @@ class ReplayStore:
         self._newest = max(self._newest, int(fresh[-1, by_time]))
         self._publish()
 
-    def _publish(self, episodes: int | None = None) -> None:
-        self.episodes = Episodes(self._table.values[:episodes], {**WORDS, **self._words}, self.segments)
+    def _publish(self) -> None:
+        self.episodes = Episodes(self._table.values, {**WORDS, **self._words}, self.segments)
         self.generation += 1
 
     # -- inside: writing --------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data import outcome_labels
 from data.layout import ACTED, field_table, read_array, read_attributes
 from data.repair import quarantine, restore
 from data.salvage import Problem, Salvage
@@ -88,6 +89,7 @@ def verify(path: str | Path, *, repair: bool) -> Report:
                 report.segments.append(found)
     report.segments += [_check_overlay(folder, spec) for folder in sorted((path / "cloned").iterdir())
                         if folder.is_dir() and (path / "seg" / folder.name).exists()]
+    report.segments += [_check_labels(file) for file in sorted((path / outcome_labels.FOLDER).glob("*.json"))]
     for segment in report.damaged:
         if not repair or not quarantine(path, path / segment.folder, segment.lines()):
             report.remaining.append(segment.folder)
@@ -95,8 +97,11 @@ def verify(path: str | Path, *, repair: bool) -> Report:
                 report.repaired.append(f"{segment.folder} was left as it is, since it is being written; stop its "
                                        "writer and repair again")
         elif segment.state == "estimate":
+            lost = ("known behaviour again; label them with python main.py pretrain"
+                    if segment.folder.startswith("cloned") else
+                    "labelled outcome again; label them with python main.py store action=label_success")
             report.repaired.append(f"{segment.folder} was moved to {path}/control/quarantine: its episodes have no "
-                                   "known behaviour again; label them with python main.py pretrain")
+                                   f"{lost}")
     if repair:
         report.repaired += restore(path)
     return report
@@ -140,3 +145,14 @@ def _check_overlay(folder: Path, spec: Spec) -> SegmentReport:
         except (FileNotFoundError, ValueError) as error:
             problems.append(Problem(where=name, what=str(error), episodes=()))
     return SegmentReport(folder=f"cloned/{folder.name}", state="estimate", episodes=0, problems=problems, unfinished=0)
+
+
+def _check_labels(file: Path) -> SegmentReport:
+    """Whether labels of outcomes can be read; they have no checksums either."""
+    problems = []
+    try:
+        outcome_labels.read_labels(file)
+    except ValueError as error:
+        problems.append(Problem(where="labels", what=str(error), episodes=()))
+    return SegmentReport(folder=f"{file.parent.name}/{file.name}", state="estimate", episodes=0, problems=problems,
+                         unfinished=0)

@@ -111,11 +111,11 @@ def _learn(
     evaluate()
     for iteration in range(arm.iterations):
         if iteration % arm.simulate_every == 0:
-            played = _play(env, policy, arm.episodes, seed, "collect", iteration)
+            played = play(env, policy, arm.episodes, seed, "collect", iteration)
             store.append(played)
             steps["simulated"] += sum(map(len, played))
         if dream is not None:
-            imagined = _play(dream, policy, arm.branches, seed, "imagine", iteration)
+            imagined = play(dream, policy, arm.branches, seed, "imagine", iteration)
             store.append(imagined)
             steps["imagined"] += sum(map(len, imagined))
         first = iteration * experiment.updates_per_iteration
@@ -129,7 +129,8 @@ def _learn(
     return {"curve": curve}
 
 
-def _play(env: Env, policy: Policy, episodes: int, seed: int, purpose: str, iteration: int) -> list[Trajectory]:
+def play(env: Env, policy: Policy, episodes: int, seed: int, purpose: str, iteration: int) -> list[Trajectory]:
+    """Sample training episodes, dealt over the rows of ``env``; ``purpose`` and ``iteration`` seed them."""
     seeds: list[list[int]] = [[] for _ in range(env.num_envs)]
     for i in range(episodes):
         seeds[i % env.num_envs].append(training_episode(seed, purpose, iteration, i))

@@ -7,16 +7,18 @@ that use a simulator run on the first rank; updates run on all of them, each dra
     <run>/logs/          what the robot stand-in recorded, as LeRobot files (absent when ``loop.logs`` names yours)
     <run>/replay.zarr    everything learned from, tagged by source, behaviour and policy version
     <run>/warm_start/    the cloned policy       <run>/policy/        the trained one
+    <run>/behaviour.json how good the log-probs estimated for logs are
     <run>/checkpoints/   the resume point        <run>/metrics.jsonl  every number logged
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,15 @@ from data.lerobot_writer import write_lerobot
 from data.logs.ingest import IngestConfig, ingest
 from data.prefetch import prefetch
 from data.rollout import rollout
-from data.sampler import DecisionSampler, ReplayConfig
+from data.sampler import DecisionSampler, ReplayConfig, has_outcomes
 from data.store import ReplayStore
 from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
 from wm_rl import interrupts
+from wm_rl.behaviour import hold_out, label_unknown_behaviour, without
 from wm_rl.checkpoint import load_checkpoint, save_checkpoint
-from wm_rl.cloning import CloningConfig, clone, label_unknown_behaviour
+from wm_rl.cloning import CloningConfig, clone
 from wm_rl.journal import Journal
 from wm_rl.learner import Learner, LearnerConfig
 from wm_rl.objectives import Objective
@@ -46,6 +49,7 @@ from wm_rl.seeding import training_episode
 from wm_rl.trust import Trust
 from world_model.audit import Drift
 from world_model.config import ImaginationConfig, WorldModelConfig
+from world_model.label import label_outcomes
 from world_model.learner import WorldModelLearner
 
 STAGES = ("record", "ingest", "demonstrate", "clone", "prefill", "fit", "improve")
@@ -181,9 +185,11 @@ class Loop:
         with self._timed("clone"):
             policy = self._warm_policy(store)
             policy.save(self.folder / "warm_start")
-            labelled = label_unknown_behaviour(policy, store)
+            report = label_unknown_behaviour(policy, store, hold_out(store, self.cloning.held_out, self.seed))
         self.policy = policy
-        self.journal.say(f"{labelled} logged and shown episodes got log-probs from the clone (tagged cloned)")
+        for line in report.lines():
+            self.journal.say(line)
+        (self.folder / "behaviour.json").write_text(json.dumps(report.to_dict(), indent=1))
 
     def _prefill(self) -> None:
         """The warm start acts, so that replay holds what the policy itself does."""
@@ -195,7 +201,8 @@ class Loop:
     def _fit(self) -> None:
         """First fit of the world model and the success model."""
         if not self.imagines:
-            self.journal.say("replay.mix.imagined=0: no world model is trained")
+            self.journal.say("replay.mix.imagined=0: no world model is trained" + (
+                ", so no outcome is labelled" if self.replay.outcome_labels else ""))
             return
         with self._timed("world_model"):
             store = self.store()
@@ -203,6 +210,11 @@ class Loop:
                 self.world_model_config, spec=store.spec, statistics=store.statistics, seed=self.seed,
                 device=str(self.fabric.device))
             self._fit_world_model(self.world_model_config.steps, "world model")
+        if self.replay.outcome_labels:
+            rule = self.imagination_config
+            for line in label_outcomes(store, self._model().success_model(), threshold=rule.success_threshold,
+                                       success_frames=rule.success_frames).lines():
+                self.journal.say(line)
 
     def _improve(self) -> None:
         """Collect, refit, imagine, update; a checkpoint after every iteration."""
@@ -213,7 +225,7 @@ class Loop:
                           reference=TinyVLA.load(self.folder / "warm_start"), trust=self.trust)
         if "learner" in self.saved:
             learner.load_state_dict(self.saved["learner"])
-        sampler = DecisionSampler(store, self.replay, chunk=policy.chunk, seed=self.seed)
+        sampler = DecisionSampler(store, self._mixture(store), chunk=policy.chunk, seed=self.seed)
         first, last = self.progress["iteration"], self.config.iterations
         main = self.fabric.is_global_zero
         env = self.make_env() if main and first < last else None
@@ -280,6 +292,14 @@ class Loop:
             "imagined_uncertainty": sum(float(t.uncertainty.mean()) for t in imagined) / len(imagined),
             "imagined_return": sum(float(t.reward.sum()) for t in imagined) / len(imagined)}
 
+    def _mixture(self, store: ReplayStore) -> ReplayConfig:
+        """What updates draw: no logs where none says how it ended. They are cloned and modelled all the same."""
+        seen = store.with_outcome_labels() if self.replay.outcome_labels else store
+        if not self.uses_logs or has_outcomes(seen, Source.REAL):
+            return self.replay
+        self.journal.say("no log has a known success: updates draw none of them (the world model and the clone do)")
+        return replace(self.replay, mix={**self.replay.mix, Source.REAL.value: 0.0})
+
     def _update(self, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
         """Mean metrics of this iteration's updates."""
         updates, first = self.config.updates_per_iteration, learner.policy.version
@@ -319,7 +339,8 @@ class Loop:
                 bar.advance(note=f"accuracy {metrics['accuracy']:.2f}")
                 self.journal.record("clone", step, metrics)
 
-            clone(policy, store, self.cloning, seed=self.seed, device=self.fabric.device, log=log)
+            seen = without(store, hold_out(store, self.cloning.held_out, self.seed))
+            clone(policy, seen, self.cloning, seed=self.seed, device=self.fabric.device, log=log)
         return policy
 
     def _roll(

@@ -102,10 +102,11 @@ def read_windows(
 
 
 def outcome(store: ReplayStore, episode: int) -> tuple[Bool[np.ndarray, " t1"], Bool[np.ndarray, " t1"]]:
-    """Which frames of a stored episode show success, and which come before any."""
+    """Which frames of a stored episode show success, and which come before any: none where nobody knows."""
     terminated, reward = (store.column(episode, name)[:-1] for name in ("terminated", "reward"))
-    succeeded = store.episodes.success[episode] == Success.YES.value
-    return success_frames(terminated, reward, succeeded=succeeded), undecided_frames(terminated)
+    success = store.episodes.success[episode]
+    before = undecided_frames(terminated) & (success != Success.UNKNOWN.value)
+    return success_frames(terminated, reward, succeeded=success == Success.YES.value), before
 
 
 def decided_at(store: ReplayStore, episode: int) -> int:

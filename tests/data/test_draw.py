@@ -62,6 +62,16 @@ def test_failures_draw_weak_tasks_more_often(store):
     assert failed / solved == pytest.approx((1 + 600 / 7) / (1 + 100 / 7), rel=0.1)
 
 
+def test_an_unknown_outcome_is_no_failure(store, make_trajectory):
+    unknown = [make_trajectory(30 + i, 4, policy_version=np.full(4, i), task="task 1", success=Success.UNKNOWN)
+               for i in range(5)]
+    store.append(unknown)
+    counts = drawn(EpisodeDraw(store, Limits(task_weights="failures"), everything), times=8000)
+    failed = sum(counts[i] for i in range(0, 10, 2))
+    # As in the test above: task 1 has 0 failures of 5 that are known.
+    assert failed / (8000 - failed) == pytest.approx((1 + 600 / 7) / (1 + 100 / 7), rel=0.1)
+
+
 def test_priorities_weigh_and_new_episodes_get_the_largest(store, make_trajectory):
     draw = EpisodeDraw(store, Limits(capacity={"sim": 10}), everything, priority_exponent=0.5)
     draw.update()

@@ -45,6 +45,10 @@ SUITES = {  # the first that a command has
         *(f"arms.{name}.{what}" for name in ("with_imagination", "without_more_reuse", "without")
           for what in ("iterations=1", "episodes=2")),
         "arms.with_imagination.branches=2"],
+    "suite=logs": [
+        "seeds=[0]", "log_episodes=4", "cloning.steps=2", "experiment.iterations=1", "experiment.episodes=2",
+        "experiment.updates=1", "experiment.trials_per_task=1", "env.tasks=[drawer-close-v3,coffee-button-v3]",
+        "env.config.max_episode_steps=30", "stand_in.config.max_episode_steps=50"],
     "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
     "suite=crash": ["trials=2", "faults=false"], "suite=endurance": ["hours=0.05"],
 }

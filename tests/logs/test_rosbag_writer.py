@@ -52,6 +52,18 @@ def test_what_was_recorded_comes_back(recorded, tmp_path):
         np.testing.assert_allclose(read.timestamp, t.timestamp, atol=1e-6)
 
 
+def test_a_success_within_the_last_step_is_kept(tmp_path):
+    """A simulator that stops at the success makes a short last step: no control step of the grid comes after it."""
+    t = examples.trajectory(2, 7, Source.SIM)
+    time = np.append(np.arange(7) / 12.5, 6.3 / 12.5)
+    write_rosbags(tmp_path / "bags", [dataclasses.replace(t, timestamp=time)], spec=SPEC,
+                  statistics=examples.STATISTICS)
+    ingest_logs(tmp_path / "bags", tmp_path / "store", MAPPING, image_size=16)
+    read = ReplayStore.open(tmp_path / "store").trajectory(0)
+    assert read.success is Success.YES
+    assert read.terminated.tolist() == [False] * 5 + [True]
+
+
 def test_by_arrival_the_rows_are_the_same_one_delay_later(recorded, tmp_path):
     folder, made = recorded
     ingest_logs(folder, tmp_path / "store", dataclasses.replace(MAPPING, clock="log", success=None), image_size=16)

@@ -1,9 +1,14 @@
-"""When imagination pauses. (The whole loop is tested in tests/integration.)"""
+"""When imagination pauses, and which logs updates draw. (The whole loop is tested in tests/integration.)"""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 
+from data.outcome_labels import OutcomeLabel, write_labels
+from data.store import ReplayStore
+from data.types import Source, Success
+from tests import examples
 from wm_rl.loop import Loop
 from world_model.config import ImaginationConfig
 
@@ -72,3 +77,24 @@ def test_an_audit_comes_before_the_refit_that_sees_its_episodes():
         with pytest.raises(ZeroDivisionError):
             loop._imagine(None, Store(range(10)), iteration, newest=2)
     assert order == ["audit", "audit", "refit"]
+
+
+def test_logs_without_a_known_success_stay_out_of_the_updates_and_that_is_said(tmp_path):
+    store = ReplayStore.create(tmp_path / "s", spec=examples.SPEC, statistics=examples.STATISTICS, embodiment="toy")
+    store.append([examples.trajectory(0, 4, Source.SIM), dataclasses.replace(
+        examples.trajectory(1, 4, Source.REAL), success=Success.UNKNOWN)])
+    store.seal()
+    said = []
+    loop = Loop.__new__(Loop)
+    loop.uses_logs, loop.replay, loop.journal = True, examples.REPLAY, SimpleNamespace(say=said.append)
+    assert loop._mixture(store).mix == {"sim": 0.5, "real": 0.0, "imagined": 0.25}
+    assert said == ["no log has a known success: updates draw none of them (the world model and the clone do)"]
+    write_labels(store.path, str(store.episodes.segment[1]),
+                 {0: OutcomeLabel(success=Success.NO, step=-1, probability=0.0)}, {"model": "m"})
+    assert loop._mixture(store).mix["real"] == 0
+    loop.replay = dataclasses.replace(examples.REPLAY, outcome_labels=True)
+    assert loop._mixture(store) == loop.replay
+    loop.replay = examples.REPLAY
+    store.append([examples.trajectory(3, 4, Source.REAL)])
+    assert loop._mixture(store) == examples.REPLAY
+    assert len(said) == 2

@@ -9,7 +9,7 @@ from wm_rl import cli
 from wm_rl.commands.store import store_tool
 
 DEFAULTS = {"budget_bytes": None, "repair": False, "to": None, "source": None, "task": None, "codec": "zstd",
-            "quality": 90, "keep_newest": 0}
+            "quality": 90, "keep_newest": 0, "world_model": None, "success_threshold": 0.5, "success_frames": 2}
 
 
 @pytest.fixture

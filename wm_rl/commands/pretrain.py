@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 
 from data.store import ReplayStore
-from wm_rl.cloning import CloningConfig, clone, label_unknown_behaviour
+from wm_rl.behaviour import hold_out, label_unknown_behaviour, without
+from wm_rl.cloning import CloningConfig, clone
 from wm_rl.journal import Journal
 from wm_rl.policy import TinyVLA, TinyVLAConfig
 
@@ -24,18 +26,22 @@ def pretrain(
     runtime: Callable[..., Fabric],
     logger: Sequence[Logger],
 ) -> int:
-    """Clone what the store shows; the policy goes to ``<folder>/policy``."""
+    """Clone what the store shows: ``<folder>/policy``; how good the labels of logs are: ``<folder>/behaviour.json``."""
     fabric, run = runtime(), Path(folder)
     journal = Journal(run, logger, enabled=True)
     replay = ReplayStore.open(store)
     learned = TinyVLA(policy, spec=replay.spec, statistics=replay.statistics, seed=seed)
+    held_out = hold_out(replay, cloning.held_out, seed)
     with journal.progress("clone", cloning.steps) as bar:
         def log(step: int, metrics: dict[str, float]) -> None:
             bar.advance(note=f"accuracy {metrics['accuracy']:.2f}")
             journal.record("clone", step, metrics)
 
-        clone(learned, replay, cloning, seed=seed, device=fabric.device, log=log)
+        clone(learned, without(replay, held_out), cloning, seed=seed, device=fabric.device, log=log)
     learned.save(run / "policy")
-    labelled = label_unknown_behaviour(learned, replay)
-    journal.say(f"policy: {run / 'policy'}; {labelled} episodes got cloned log-probs")
+    journal.say(f"policy: {run / 'policy'}")
+    report = label_unknown_behaviour(learned, replay, held_out)
+    for line in report.lines():
+        journal.say(line)
+    (run / "behaviour.json").write_text(json.dumps(report.to_dict(), indent=1))
     return 0

@@ -1,4 +1,4 @@
-"""``python main.py store``: see what a replay store holds, check it, export it, compress what is old."""
+"""``python main.py store``: see what a replay store holds, check it, export it, compress it, label outcomes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from rich.table import Table
 
 from data.cold import compact
 from data.lerobot_writer import write_lerobot
+from data.outcome_labels import revoke_labels
 from data.sampler import check_sources
 from data.store import ReplayStore
 from data.types import Trajectory, UserError
 from data.verify import verify
 
-ACTIONS = ("info", "verify", "export", "compact")
+ACTIONS = ("info", "verify", "export", "compact", "label_success", "revoke_labels")
 
 
 def store_tool(
@@ -36,6 +37,9 @@ def store_tool(
     codec: str,
     quality: int,
     keep_newest: int,
+    world_model: str | None,
+    success_threshold: float,
+    success_frames: int,
 ) -> int:
     """Do one ``action``; every other setting belongs to the action that ``configs/store.yaml`` names beside it.
 
@@ -55,6 +59,11 @@ def store_tool(
         _export(ReplayStore.open(path), to, source, task)
     elif action == "compact":
         _compact(path, codec, quality, keep_newest, console)
+    elif action == "label_success":
+        _label_success(ReplayStore.open(path), world_model, success_threshold, success_frames)
+    elif action == "revoke_labels":
+        files = revoke_labels(ReplayStore.open(path).path)
+        print(f"the labels of {files} segments were taken back; they lie in {path / 'superseded'}")
     else:
         close = difflib.get_close_matches(action, ACTIONS, n=1)
         raise UserError(f"action: expected {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]}, got {action!r}; type action="
@@ -112,6 +121,20 @@ def _export(store: ReplayStore, to: str | None, source: str | None, task: str | 
     picked = _Chosen(store, np.flatnonzero(chosen).tolist())
     write_lerobot(to, picked, spec=store.spec, statistics=store.statistics, fps=store.spec.control_hz, version="v3.0")
     print(f"{len(picked)} episodes, {episodes.length[chosen].sum()} control steps → {to}")
+
+
+def _label_success(store: ReplayStore, world_model: str | None, threshold: float, frames: int) -> None:
+    from world_model.label import label_outcomes  # late: torch and diffusers take seconds to load
+    from world_model.learner import WorldModelLearner
+
+    if world_model is None:
+        raise UserError("label_success needs a success model: type world_model=<folder that train_world_model wrote>")
+    if not 0 < threshold < 1 or frames < 1:
+        raise UserError(f"expected success_threshold in (0, 1) and success_frames of at least 1, got {threshold} and "
+                        f"{frames}")
+    model = WorldModelLearner.from_pretrained(world_model).success_model()
+    for line in label_outcomes(store, model, threshold=threshold, success_frames=frames).lines():
+        print(line)
 
 
 class _Chosen(Sequence[Trajectory]):
