@@ -88,6 +88,8 @@ class LeRobotDataset:
         self._columns = [STATE, ACTION, "timestamp", "task_index", "episode_index", "frame_index"]
         self._columns += [SUCCESS] if SUCCESS in features else []
         self._open_file: tuple[Path, pa.Table] | None = None
+        for name in ("data_path", *(["video_path"] if any(f["dtype"] == "video" for f in features.values()) else [])):
+            self.info[name].format(episode_chunk=0, episode_index=0, chunk_index=0, file_index=0, video_key="")
         self._read_index()
 
     def episodes(self) -> Iterator[LeRobotEpisode]:
@@ -135,7 +137,7 @@ class LeRobotDataset:
                 count += 1
         except FileNotFoundError as error:
             raise ValueError(f"{name}: missing") from error
-        except (OSError, av.FFmpegError) as error:
+        except (OSError, av.FFmpegError, IndexError) as error:  # IndexError: no video in it
             raise ValueError(f"{name}: cannot be decoded ({type(error).__name__}), half-written?") from error
         if count != rows:
             found = f"more than {rows}" if count > rows else str(count)
@@ -301,7 +303,7 @@ def read_lerobot(path: str | Path) -> LeRobotDataset:
     """Open a LeRobot set, v2.1 or v3.0. Raises ``UserError`` when there is none or its metadata are damaged."""
     try:
         return LeRobotDataset(Path(path))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise UserError(f"{path}/meta: not what a LeRobot set has ({type(error).__name__}: {_one_line(error)}); "
                         f"copy the set again") from error
 
@@ -398,5 +400,5 @@ def _decode(file: Path, first: float, fps: float, limit: int) -> Iterator[Image.
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
     return text[:120] or type(error).__name__
