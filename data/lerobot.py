@@ -152,7 +152,7 @@ class LeRobotDataset:
     def _names(self, key: str) -> tuple[str, ...]:
         if key not in self.info["features"]:
             raise UserError(f"{self.path}/meta/info.json: expected the feature {key!r}, found "
-                            f"{', '.join(self.info['features'])}; this set can not be ingested")
+                            f"{', '.join(map(ascii, self.info['features']))}; this set can not be ingested")
         feature = self.info["features"][key]
         if len(feature["shape"]) != 1:
             raise UserError(f"{self.path}/meta/info.json: expected {key} to be a vector, got shape {feature['shape']}")
@@ -173,6 +173,9 @@ class LeRobotDataset:
         read = self._read_index_v2 if self.version == "v2.1" else self._read_index_v3
         try:
             self._tasks, self._entries = read()
+            wanted = {"length", *(["data/chunk_index", "data/file_index"] if self.version == "v3.0" else [])}
+            if lacking := {name for entry in self._entries.values() for name in wanted - set(entry)}:
+                raise ValueError(f"episodes lack {', '.join(sorted(lacking))}")
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise UserError(f"{self.path}/meta: half-written or damaged ({_one_line(error)}); copy the set again"
                             ) from error
