@@ -46,6 +46,7 @@ SUITES = {  # the first that a command has
           for what in ("iterations=1", "episodes=2")),
         "arms.with_imagination.branches=2"],
     "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
+    "suite=ingest": ["episodes=2", "seconds=1", "rounds=1", "longer=2"],
     "suite=crash": ["trials=2", "faults=false"], "suite=endurance": ["hours=0.05"],
 }
 

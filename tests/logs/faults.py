@@ -1,14 +1,12 @@
-"""Damaged logs of every format through the whole of ``ingest``: ``python -m tests.logs.faults`` prints what became of them.
+"""Damaged logs of every format through the whole of ``ingest``; ``python -m tests.logs.faults`` prints the table.
 
-The mapping is proposed for the intact log. Then every case damages a copy, ingests it into a fresh store, lets the store
-check itself, and compares what is in it with the intact log's rows: an observation may be an older row, as far as
-``max_gap`` allows; a value that no row has is *altered*, a row put together from rows further apart is *torn*.
+The mapping is proposed for the intact log. Then every case damages a copy, ingests it into a fresh store, lets the
+store check itself, and compares what is in it with the intact log's rows: an observation may be an older row, as far
+as ``max_gap`` allows; a value that no row has is *altered*, a row put together from rows further apart is *torn*.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import multiprocessing
 import os
@@ -24,21 +22,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from data.logs import hdf5_process
 from data.logs.mapping import read_mapping
-from data.store import ReplayStore
 from data.types import UserError
 from data.verify import verify
 from tests.logs import hostile, makers
+from tests.logs.command import contents, ingest
 
-ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
 """Longest that a case may take."""
 OUTCOMES = ("whole", "in part", "refused", "altered", "torn", "traceback", "crash", "time-out")
@@ -100,26 +93,22 @@ class Bench:
         self.kind, self.folder = kind, folder
         self.intact = makers.write(kind, folder / "intact", makers.demos())
         folder.joinpath("inspected").mkdir()
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            self.config = compose("ingest", overrides=["source=x", "folder=x", "logs.image_size=16", "workers=1"])
         self.mapping: str | None = None
         if not kind.startswith("LeRobot"):
-            self.command(action="inspect", source=str(self.intact))
+            ingest(action="inspect", source=str(self.intact), folder=str(folder / "inspected"))
             self.mapping = str(folder / "inspected/mapping.yaml")
         self.reach = 1
         if self.mapping is not None:
             asked = read_mapping(self.mapping)
             self.reach = round(asked.max_gap * asked.rate) + 1
-        self.command(source=str(self.intact), store=str(folder / "store"), mapping=self.mapping)
+        self.ingest(self.intact, folder / "store")
         self.expected = contents(folder / "store")
         shutil.rmtree(folder / "store")
 
-    def command(self, **settings: Any) -> str:
-        """``python main.py ingest`` with these settings; what it prints."""
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            instantiate(self.config, **{"folder": str(self.folder / "inspected"), **settings})
-        return out.getvalue()
+    def ingest(self, source: Path, store: Path) -> str:
+        """With the intact log's mapping; what the command prints."""
+        return ingest(source=str(source), store=str(store), mapping=self.mapping, workers=1,
+                      folder=str(self.folder / "inspected"), logs={"image_size": 16})
 
     def run(self, case: Case) -> Result:
         """Everything, in this process."""
@@ -132,10 +121,11 @@ class Bench:
         os.chdir(box)
         said, outcome = "", ""
         try:
-            said = self.command(source=str(source), store=str(box / "store"), mapping=self.mapping)
-        except InstantiationException as error:  # as `wm_rl.cli` unwraps it
-            said, outcome = ((str(error.__cause__), "refused") if isinstance(error.__cause__, UserError)
-                             else (traceback.format_exc(), "traceback"))
+            said = self.ingest(source, box / "store")
+        except UserError as error:
+            said, outcome = str(error), "refused"
+        except Exception:
+            said, outcome = traceback.format_exc(), "traceback"
         finally:
             os.chdir(here)
         if _THROWN:
@@ -145,7 +135,7 @@ class Bench:
         if new := set(hostile.around(source)) ^ set(beside):
             said, outcome = f"beside the log changed: {', '.join(new)}", "torn"
         found = contents(box / "store") if (box / "store/zarr.json").exists() else []
-        problems = [] if outcome or not found else [s for s in verify(box / "store", repair=False).damaged]
+        problems = [] if outcome or not found else verify(box / "store", repair=False).damaged
         if problems or (outcome == "refused" and found):
             said, outcome = f"store: {problems or 'not empty after a refusal'}", "torn"
         outcome = outcome or self._judge(found)
@@ -159,13 +149,6 @@ class Bench:
         if worst == "whole" and len(found) < len(self.expected):
             return "in part"
         return worst
-
-
-def contents(store: Path) -> list[tuple[np.ndarray, ...]]:
-    """State ``[r, p]``, action in raw units ``[r - 1, a]`` and frames ``[r, h, w, 3]`` of every episode."""
-    replay = ReplayStore.open(store)
-    return [(t.proprio, replay.statistics.denormalise(t.action), *t.frames.values())
-            for t in map(replay.trajectory, range(len(replay)))]
 
 
 def compare(found: tuple[np.ndarray, ...], expected: list[tuple[np.ndarray, ...]], reach: int) -> str:

@@ -4,10 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
-from hydra.errors import InstantiationException
 from mcap.reader import make_reader
 
+from data.types import UserError
 from tests.logs import faults, hostile, makers, test_ros
+from tests.logs.command import contents
 
 CHECKED = ("rosbag2 MCAP", "rosbag2 sqlite3", "Zarr v2 zip", "RLDS", "Foxglove json", "Foxglove protobuf")
 """Formats in which no flipped bit of these is taken for a value: pictures are PNG, or there are checksums."""
@@ -69,13 +70,12 @@ def test_a_cut_mcap_gives_every_row_of_its_whole_chunks(bench, tmp_path):
         file.write_bytes(content[:cut])
         rows = int((ends <= cut).sum()) // 3
         shutil.rmtree(tmp_path / "store", ignore_errors=True)
-        settings = {"source": str(file.parent), "store": str(tmp_path / "store"), "mapping": made.mapping}
         if rows < 2:
-            with pytest.raises(InstantiationException, match="nothing usable was found"):
-                made.command(**settings)
+            with pytest.raises(UserError, match="nothing usable was found"):
+                made.ingest(file.parent, tmp_path / "store")
             continue
-        made.command(**settings)
-        ((state, _, _),) = faults.contents(tmp_path / "store")
+        made.ingest(file.parent, tmp_path / "store")
+        ((state, _, _),) = contents(tmp_path / "store")
         np.testing.assert_array_equal(state, recorded[0].state[:rows].astype("f4"))
         rows_found.add(rows)
     assert len(rows_found) > 20
