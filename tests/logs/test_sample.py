@@ -58,6 +58,13 @@ def test_a_gap_and_a_value_that_is_not_finite_cut_the_episode():
     assert all(rows.success is Success.UNKNOWN for rows in made.rows)
 
 
+def test_stamps_that_span_centuries_are_refused():
+    late = np.append(TENTHS, 1e12)
+    log = episode(vector("state", late, np.zeros(21)), vector("command", late, np.zeros(21)))
+    with pytest.raises(UserError, match=r"the log clock goes from 0 to 1e\+12 s; damaged stamps\? type another clock"):
+        sample(log, mapping())
+
+
 def test_joints_are_matched_by_name():
     state = vector("state", TENTHS, np.stack([np.full(20, i) for i in (10, 11, 12)], 1), ["q1", "q2", "q0"])
     command = vector("command", TENTHS, np.zeros((20, 2)), ["q1", "q2"])
