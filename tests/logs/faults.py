@@ -244,12 +244,15 @@ def run(kind: str, todo: list[Case], folder: Path) -> Iterator[tuple[Case, Resul
 
 
 def table(counts: dict[str, dict[str, Counter]]) -> list[str]:
-    """Markdown: a line per format and fault, ``cut``, ``flip`` and ``named``."""
-    lines = ["| format | fault | " + " | ".join(OUTCOMES) + " |", "|---" * (len(OUTCOMES) + 2) + "|"]
-    for kind, faults in counts.items():
-        for fault, found in faults.items():
-            lines.append(f"| {kind} | {sum(found.values())} {fault} | "
-                         + " | ".join(str(found[outcome]) for outcome in OUTCOMES) + " |")
+    """Markdown: a line per format, and in it the outcomes of each kind of fault."""
+    faults = next(iter(counts.values()))
+    often, never = OUTCOMES[: -len(NEVER)], OUTCOMES[-len(NEVER) :]
+    lines = ["| format | " + " | ".join(f"{fault}: {', '.join(often)}" for fault in faults)
+             + f" | {', '.join(never)} |", "|---" * (len(faults) + 2) + "|"]
+    for kind, found in counts.items():
+        cells = [", ".join(str(found[fault][outcome]) for outcome in often) for fault in faults]
+        total = sum(found.values(), Counter())
+        lines.append(f"| {kind} | " + " | ".join([*cells, ", ".join(str(total[outcome]) for outcome in never)]) + " |")
     return lines
 
 
