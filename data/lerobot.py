@@ -43,11 +43,17 @@ class LeRobotDataset:
         """What the set was normalised by before it was exported, where it says so."""
         if NORMALISED in self.info:
             self.statistics = Statistics.from_dict(self.info[NORMALISED])
+        videos = any(feature["dtype"] == "video" for feature in self.features.values())
+        for name in ("data_path", *(["video_path"] if videos else [])):  # raises where a template is damaged
+            self.info[name].format(episode_chunk=0, episode_index=0, chunk_index=0, file_index=0, video_key="")
         self.unlisted: dict[str, str] = {}
         """Files and episodes that only one part of the metadata knows, and why they are not read."""
         read = self._read_index_v2 if self.version == "v2.1" else self._read_index_v3
         try:
             self.tasks, self.entries = read()
+            wanted = {"length", *(["data/chunk_index", "data/file_index"] if self.version == "v3.0" else [])}
+            if lacking := {name for entry in self.entries.values() for name in wanted - set(entry)}:
+                raise ValueError(f"episodes lack {', '.join(sorted(lacking))}")
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise UserError(f"{path}/meta: half-written or damaged ({one_line(error)}); copy the set again") from error
         for index in range(int(self.info["total_episodes"])):
@@ -124,7 +130,7 @@ def read_lerobot(path: str | Path) -> LeRobotDataset:
     """Open a LeRobot set, v2.1 or v3.0. Raises ``UserError`` when there is none or its metadata are damaged."""
     try:
         return LeRobotDataset(Path(path))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise UserError(f"{path}/meta: not what a LeRobot set has ({type(error).__name__}: {one_line(error)}); "
                         f"copy the set again") from error
 
@@ -167,5 +173,5 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 
 def one_line(error: Exception) -> str:
     """What a library says, for people."""
-    text = " ".join(str(error).split())
+    text = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
     return text[:120] or type(error).__name__

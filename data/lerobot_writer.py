@@ -18,6 +18,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -99,7 +100,9 @@ def _write_v3(path: Path, trajectories: Sequence[Trajectory], tables: Sequence[p
         rows.append(row)
         start = end
     _write_table(path / "meta/episodes/chunk-000/file-000.parquet", pa.Table.from_pylist(rows))
-    _write_table(path / "meta/tasks.parquet", pa.table({"task_index": list(range(len(tasks))), "task": list(tasks)}))
+    # The package takes a task's sentence from pandas's index: as a plain column it would be lost.
+    numbered = pd.DataFrame({"task_index": range(len(tasks))}, index=pd.Index(tasks, name="task"))
+    _write_table(path / "meta/tasks.parquet", pa.Table.from_pandas(numbered))
     (path / "meta/stats.json").write_text(json.dumps(_stats(tables), indent=4))
 
 

@@ -21,7 +21,7 @@ SHEET_PICTURES, SHEET_SIZE = 8, 120
 ACTION_WORDS = ("action", "command", "cmd", "target", "desired", "ctrl")
 COMMON_WORDS = ("image", "images", "image_raw", "image_rect", "image_color", "compressed", "color", "rgb", "obs",
                 "data")
-IGNORED_WORDS = ("reward", "done", "terminal", "truncat", "discount", "is_first", "is_last", "success", "timestamp")
+IGNORED_WORDS = ("reward", "done", "termin", "truncat", "discount", "is_first", "is_last", "success", "timestamp")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ from data.types import Success, UserError
 
 _WIDTHS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "euler_xyz": 3, "rotation_vector": 3, "matrix": 9,
            "rotation_6d": 6}
+_MOST_ROWS = 2e7
+"""Of an episode: a week at 30 Hz. A damaged stamp may span centuries."""
 _INSTANT = 1e-6
 """Seconds before the next marker at which a segment is over."""
 
@@ -95,6 +97,9 @@ def sample(episode: LogEpisode, mapping: LogMapping, *, folder: Path | None = No
     times = {stream.name: _clock(stream, clock) for stream in used}
     found, masked, reasons = [], 0, dict[str, int]()
     for segment in _segments(episode, mapping, times, folder):
+        if (segment.last - segment.first) * mapping.rate > _MOST_ROWS:
+            raise UserError(f"{episode.name}: the {clock} clock goes from {segment.first:.6g} to {segment.last:.6g} s; "
+                            "damaged stamps? type another clock in the mapping")
         at = grid(segment.first, segment.last, mapping.rate)
         good, oldest = np.ones(len(at), bool), np.zeros(len(at))
         for name, time in times.items():

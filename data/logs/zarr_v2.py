@@ -47,6 +47,8 @@ MAX_CHUNK_BYTES = 2**30
 MAX_JSON_BYTES = 2**20
 CODEC_BYTES = 2**12
 """That a codec may add to a chunk, besides as many bytes again as its numbers have."""
+BLOSC_HEADER = 16
+"""Bytes; the last four are the size of the compressed chunk."""
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -169,6 +171,15 @@ class _Tree:
         """Bytes of a file; ``None`` when there is no such file."""
         return self.sizes.get(f"{self._root}{name}")
 
+    def beginning(self, name: str, size: int) -> bytes:
+        """The first bytes of a file. Raises ``ValueError``."""
+        try:
+            with (self._zip.open(f"{self._root}{name}") if self._zip else
+                  (self._path / f"{self._root}{name}").open("rb")) as file:
+                return file.read(size)
+        except Exception as error:  # damaged bytes make zipfile raise nearly anything
+            raise ValueError(f"{name} cannot be read ({one_line(error)})") from error
+
     def json(self, name: str) -> dict[str, Any]:
         """A file of JSON; empty when it is missing, damaged or holds no object."""
         name = f"{self._root}{name}"
@@ -195,6 +206,7 @@ class _Array:
     def __init__(self, tree: _Tree, name: str, metadata: Mapping[str, Any], array: Any) -> None:
         self._tree, self._name, self._array = tree, name, array
         self._separator: str = metadata.get("dimension_separator", ".")
+        self._blosc = (metadata.get("compressor") or {}).get("id") == "blosc"
         self._kept: tuple[int, np.ndarray] | None = None
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype = array.dtype
@@ -211,7 +223,10 @@ class _Array:
         return self._kept[1][rows % size]
 
     def check_chunks(self, begin: int, end: int) -> None:
-        """Raises ``ValueError`` when a chunk of these rows is missing, or has more bytes than its numbers need."""
+        """Raises ``ValueError`` when a chunk of these rows is missing, cut, or larger than its numbers need.
+
+        Blosc is not told how long a chunk is: of a cut one it would decode whatever lies behind it in memory.
+        """
         chunks = self._array.chunks
         limit = 2 * math.prod(chunks) * self.dtype.itemsize + CODEC_BYTES
         ranges = [range(begin // chunks[0], -(-end // chunks[0])),
@@ -224,6 +239,11 @@ class _Array:
                                  "write it with write_empty_chunks=True")
             if size > limit:
                 raise ValueError(f"{self._name}: chunk {key} has {size} bytes, expected at most {limit}")
+            if self._blosc:
+                said = int.from_bytes(self._tree.beginning(f"{self._name}/{key}", BLOSC_HEADER)[12:], "little")
+                if size != max(said, BLOSC_HEADER):
+                    raise ValueError(f"{self._name}: chunk {key} has {size} bytes, its header says {said}; cut? copy "
+                                     "the set again")
 
 
 class _Slice:

@@ -50,6 +50,7 @@ SUITES = {  # the first that a command has
         "experiment.updates=1", "experiment.trials_per_task=1", "env.tasks=[drawer-close-v3,coffee-button-v3]",
         "env.config.max_episode_steps=30", "stand_in.config.max_episode_steps=50"],
     "suite=replay": ["rounds=3", "megabytes=4", "seconds_per_round=0.01", "index_episodes=4000"],
+    "suite=ingest": ["episodes=2", "seconds=1", "rounds=1", "longer=2"],
     "suite=crash": ["trials=2", "faults=false"], "suite=endurance": ["hours=0.05"],
 }
 

@@ -49,11 +49,12 @@ def test_a_gap_and_a_value_that_is_not_finite_cut_the_episode():
     slow = np.delete(TENTHS, [5, 6, 7])
     values = np.arange(17.0)
     values[11] = np.nan  # at 1.4 s
+    values[16] = 1e39  # at 1.9 s: no float32
     made = sample(episode(vector("state", slow, values), vector("command", TENTHS, TENTHS)), mapping())
     spans = [(rows.name, round(rows.time[0], 3), round(rows.time[-1], 3)) for rows in made.rows]
-    assert spans == [("run#0", 0.0, 0.6), ("run#1", 0.8, 1.3), ("run#2", 1.5, 1.9)]
-    assert made.masked == 2
-    assert made.reasons == {"state: no message of the last 0.25 s": 1, "state: values that are not finite": 1}
+    assert spans == [("run#0", 0.0, 0.6), ("run#1", 0.8, 1.3), ("run#2", 1.5, 1.8)]
+    assert made.masked == 3
+    assert made.reasons == {"state: no message of the last 0.25 s": 1, "state: values that are not finite": 2}
     assert all(rows.success is Success.UNKNOWN for rows in made.rows)
 
 
@@ -82,6 +83,13 @@ def test_dims_by_number_where_the_names_are_wrong():
     (rows,) = sample(episode(wrong, PLAIN[1]), chosen).rows
     assert rows.proprio[0].tolist() == [2.0, 0.0]
     assert dimension_names(chosen.proprio, {"state": wrong}) == ("state_0", "state_1")
+
+
+def test_stamps_that_span_centuries_are_refused():
+    late = np.append(TENTHS, 1e12)
+    log = episode(vector("state", late, np.zeros(21)), vector("command", late, np.zeros(21)))
+    with pytest.raises(UserError, match=r"the log clock goes from 0 to 1e\+12 s; damaged stamps\? type another clock"):
+        sample(log, mapping())
 
 
 def test_joints_are_matched_by_name():

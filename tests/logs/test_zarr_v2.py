@@ -192,8 +192,10 @@ def test_missing_chunks_are_no_zeros(tmp_path):
 
 def test_damaged_chunks(tmp_path):
     folder = write_buffer(tmp_path / "a.zarr")
-    (folder / "data/action/0.0").write_bytes(b"nothing")
-    (folder / "data/camera0_rgb/4.0.0.0").write_bytes(b"nothing")
+    for chunk in ("action/0.0", "camera0_rgb/4.0.0.0"):
+        file = folder / "data" / chunk
+        content = file.read_bytes()
+        file.write_bytes(content[:4] + b"\1\0\0\0" + content[8:])  # the size of its numbers
     first, second = read(folder)
     assert first.reason.startswith("action cannot be read (")
     assert len(second.streams["action"]) == 5  # rows 3 to 8 are in other chunks
@@ -206,6 +208,17 @@ def test_chunks_that_would_grow_without_bound(tmp_path):
     folder = write_buffer(tmp_path / "a.zarr")
     (folder / "data/action/0.0").write_bytes(bytes(5000))
     assert "chunk 0.0 has 5000 bytes, expected at most 4144" in read(folder)[0].reason
+
+
+def test_cut_chunks(tmp_path):
+    """Blosc would make numbers of the memory behind them."""
+    folder = write_buffer(tmp_path / "a.zarr")
+    chunk = folder / "data/action/1.0"
+    whole = chunk.read_bytes()
+    for size in range(len(whole)):
+        chunk.write_bytes(whole[:size])
+        assert [type(episode) for episode in read(folder)] == [LogEpisode, Refused]
+        assert f"chunk 1.0 has {size} bytes, its header says" in read(folder)[1].reason
 
 
 class Evil:
