@@ -108,7 +108,7 @@ class Bench:
     def ingest(self, source: Path, store: Path) -> str:
         """With the intact log's mapping; what the command prints."""
         return ingest(source=str(source), store=str(store), mapping=self.mapping, workers=1,
-                      folder=str(self.folder / "inspected"), logs={"image_size": 16})
+                      folder=str(self.folder / "inspected"), logs={"image_size": 16, "action_range": "range"})
 
     def run(self, case: Case) -> Result:
         """Everything, in this process."""

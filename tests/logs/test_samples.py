@@ -54,7 +54,8 @@ def run(tmp_path_factory):
         if mapping is not None:
             (tmp_path / name / "mapping.yaml").write_text(yaml.safe_dump(mapping))
         store = tmp_path / name / "store"
-        said = ingest(source=str(source), store=str(store), folder=str(tmp_path / name), logs={"image_size": size},
+        said = ingest(source=str(source), store=str(store), folder=str(tmp_path / name),
+                      logs={"image_size": size, "action_range": "range"},
                       mapping=str(tmp_path / name / "mapping.yaml") if mapping else None, workers=1)
         assert not verify(store, repair=False).damaged
         return said, contents(store), ReplayStore.open(store)
