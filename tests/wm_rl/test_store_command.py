@@ -1,15 +1,19 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from data.logs.ingest import IngestConfig, ingest
 from data.store import ReplayStore
-from data.types import Source, UserError
+from data.types import Source, Success, UserError
 from tests import examples
 from wm_rl import cli
 from wm_rl.commands.store import store_tool
+from world_model.config import WorldModelConfig
+from world_model.learner import WorldModelLearner
 
 DEFAULTS = {"budget_bytes": None, "repair": False, "to": None, "source": None, "task": None, "codec": "zstd",
-            "quality": 90, "keep_newest": 0, "world_model": None, "success_threshold": 0.5, "success_frames": 2}
+            "quality": 90, "keep_newest": 0, "model": None, "success_threshold": 0.5, "success_frames": 2}
 
 
 @pytest.fixture
@@ -87,7 +91,11 @@ def test_compact_keeps_the_newest_and_says_what_it_saved(store, capsys):
 
 
 MISTAKES = [
-    (["action=inof"], "action: expected info, verify, export or compact, got 'inof'; type action=info"),
+    (["action=inof"], "action: expected info, verify, export, compact, label_success or revoke_labels, got 'inof'; "
+                        "type action=info"),
+    (["action=label_success"], "label_success needs a success model: type model=<folder"),
+    (["action=label_success", "model=nowhere"], "no world model at nowhere"),
+    (["action=label_success", "model=nowhere", "success_frames=0"], "success_frames of at least 1, got 0.5"),
     (["action=export"], "export needs a destination: type to=<folder>"),
     (["action=export", "to=log", "source=siml"], "source: expected sim, real or imagined, got 'siml'"),
     (["action=export", "to=log", "task=push"], "task: expected one of reach, got 'push'"),
@@ -111,3 +119,23 @@ def test_a_mistake_is_one_line(words, said, store, tmp_path, monkeypatch, capsys
     assert said in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "log").exists()
+
+
+def test_outcomes_are_labelled_and_taken_back(store, tmp_path, capsys):
+    unknown = dataclasses.replace(examples.trajectory(5, 6, Source.REAL), success=Success.UNKNOWN)
+    store.append([unknown])
+    store.close()
+    config = WorldModelConfig(widths=(16, 24), warmup=0, sources={"real": 1.0})
+    WorldModelLearner(config, spec=store.spec, statistics=store.statistics, seed=0).save_pretrained(tmp_path / "model")
+    tool(store.path, "label_success", model=str(tmp_path / "model"), success_threshold=1 - 1e-9)
+    said = capsys.readouterr().out
+    assert "1 episodes of unknown success were labelled: 0 yes, 1 no; 0 stay unknown" in said
+    assert "agrees on 2 of 4 (0 false yes, 2 false no" in said  # an untrained model claims nothing
+    store.refresh()
+    assert store.episodes.success.tolist()[-1] == "unknown"
+    labelled = store.with_outcome_labels()
+    assert labelled.episodes.success.tolist()[-1] == "no"
+    assert labelled.provenance(len(store) - 1)["outcome_label"]["threshold"] == 1 - 1e-9
+    tool(store.path, "revoke_labels")
+    assert "the labels of 1 segments were taken back" in capsys.readouterr().out
+    assert store.with_outcome_labels().episodes.success.tolist()[-1] == "unknown"

@@ -37,7 +37,7 @@ def store_tool(
     codec: str,
     quality: int,
     keep_newest: int,
-    world_model: str | None,
+    model: str | None,
     success_threshold: float,
     success_frames: int,
 ) -> int:
@@ -60,7 +60,7 @@ def store_tool(
     elif action == "compact":
         _compact(path, codec, quality, keep_newest, console)
     elif action == "label_success":
-        _label_success(ReplayStore.open(path), world_model, success_threshold, success_frames)
+        _label_success(ReplayStore.open(path), model, success_threshold, success_frames)
     elif action == "revoke_labels":
         files = revoke_labels(ReplayStore.open(path).path)
         print(f"the labels of {files} segments were taken back; they lie in {path / 'superseded'}")
@@ -123,16 +123,16 @@ def _export(store: ReplayStore, to: str | None, source: str | None, task: str | 
     print(f"{len(picked)} episodes, {episodes.length[chosen].sum()} control steps → {to}")
 
 
-def _label_success(store: ReplayStore, world_model: str | None, threshold: float, frames: int) -> None:
+def _label_success(store: ReplayStore, folder: str | None, threshold: float, frames: int) -> None:
     from world_model.label import label_outcomes  # late: torch and diffusers take seconds to load
     from world_model.learner import WorldModelLearner
 
-    if world_model is None:
-        raise UserError("label_success needs a success model: type world_model=<folder that train_world_model wrote>")
+    if folder is None:
+        raise UserError("label_success needs a success model: type model=<folder that train_world_model wrote>")
     if not 0 < threshold < 1 or frames < 1:
         raise UserError(f"expected success_threshold in (0, 1) and success_frames of at least 1, got {threshold} and "
                         f"{frames}")
-    model = WorldModelLearner.from_pretrained(world_model).success_model()
+    model = WorldModelLearner.from_pretrained(folder).success_model()
     for line in label_outcomes(store, model, threshold=threshold, success_frames=frames).lines():
         print(line)
 
