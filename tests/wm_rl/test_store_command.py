@@ -126,7 +126,8 @@ def test_outcomes_are_labelled_and_taken_back(store, tmp_path, capsys):
     store.append([unknown])
     store.close()
     config = WorldModelConfig(widths=(16, 24), warmup=0, sources={"real": 1.0})
-    WorldModelLearner(config, spec=store.spec, statistics=store.statistics, seed=0).save_pretrained(tmp_path / "model")
+    WorldModelLearner(config, spec=store.spec, statistics=store.statistics, seed=0).save_pretrained(
+        tmp_path / "model" / "world_model")  # as train_world_model does
     tool(store.path, "label_success", model=str(tmp_path / "model"), success_threshold=1 - 1e-9)
     said = capsys.readouterr().out
     assert "1 episodes of unknown success were labelled: 0 yes, 1 no; 0 stay unknown" in said

@@ -128,11 +128,12 @@ def _label_success(store: ReplayStore, folder: str | None, threshold: float, fra
     from world_model.learner import WorldModelLearner
 
     if folder is None:
-        raise UserError("label_success needs a success model: type model=<folder that train_world_model wrote>")
+        raise UserError("label_success needs a success model: type model=<folder of a train_world_model run>")
     if not 0 < threshold < 1 or frames < 1:
         raise UserError(f"expected success_threshold in (0, 1) and success_frames of at least 1, got {threshold} and "
                         f"{frames}")
-    model = WorldModelLearner.from_pretrained(folder).success_model()
+    nested = Path(folder) / "world_model"  # in the folder of a run
+    model = WorldModelLearner.from_pretrained(nested if nested.is_dir() else folder).success_model()
     for line in label_outcomes(store, model, threshold=threshold, success_frames=frames).lines():
         print(line)
 
