@@ -174,10 +174,11 @@ def _estimate(policy: TinyVLA, store: ReplayStore, index: int) -> _Estimate:
 def _commit(policy: TinyVLA, store: ReplayStore, unknown: np.ndarray, temperature: float) -> None:
     """Lay the estimates over the segments that hold an episode of unknown behaviour."""
     place, start, length = store.episodes.place, store.episodes.start, store.episodes.length
+    segments = list(store.segments)  # as ``place`` counts them: a label moves its segment to another place
     weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
     model = f"{hashlib.sha256(serialise(weights)).hexdigest()[:16]} at temperature {temperature:.4f}"
     for number in np.unique(place[unknown]).tolist():
-        segment, dims = store.segments[number], store.spec.action_dim
+        segment, dims = segments[number], store.spec.action_dim
         token = np.full((segment.rows, dims), UNKNOWN_TOKEN, np.int16)  # stays where the behaviour is known
         log_prob = np.full((segment.rows, dims), np.nan, np.float32)
         decision = np.zeros(segment.rows, bool)

@@ -79,6 +79,22 @@ def test_labels_are_the_clones_at_the_temperature_of_what_it_did_not_see(tmp_pat
     assert label_unknown_behaviour(policy, store, held_out).labelled == 0
 
 
+def test_every_segment_gets_the_labels_of_its_own_episodes(tmp_path):
+    logs = unlabelled(3, steps=7)
+    shown = [examples.trajectory(seed, 5, Source.SIM, behaviour=Behaviour.UNKNOWN) for seed in range(3, 7)]
+    store = make_store(tmp_path / "logs.zarr", logs)
+    store.append(shown)
+    policy = examples.policy()
+    assert label_unknown_behaviour(policy, store, np.array([], int)).labelled == 7
+    for index, recorded in enumerate([*logs, *shown]):
+        labelled = store.trajectory(index)
+        logits, token = said_of(policy, recorded)
+        assert labelled.behaviour is Behaviour.CLONED
+        assert np.array_equal(labelled.action_token, token.numpy())
+        expected = logits.log_softmax(-1).gather(-1, token[..., None])[..., 0].numpy()
+        np.testing.assert_allclose(labelled.log_prob, expected, atol=1e-5)
+
+
 def test_a_clone_never_sees_what_is_held_out(tmp_path):
     config = CloningConfig(steps=5, batch=16, learning_rate=1e-3, sources={"real": 1.0})
     weights = []
