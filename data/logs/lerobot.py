@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64
 
 from data.lerobot import PICTURES, SUCCESS, file_sha256, is_lerobot, read_lerobot
-from data.logs.pictures import encoded_picture, on_demand, one_line
+from data.logs.pictures import encoded_picture, on_demand
 from data.logs.streams import Kind, LogEpisode, Refused, Stream
 from data.logs.video import between, read_frames, video_pictures
-from data.text import ranges
+from data.text import one_line, ranges
 from data.types import Success
 
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")

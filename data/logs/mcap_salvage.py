@@ -21,7 +21,8 @@ from mcap.records import Channel as ChannelRecord
 from mcap.records import Chunk, Footer, Header, Message, Schema, Statistics
 from mcap.stream_reader import get_chunk_data_stream
 
-from data.logs.messages import Channel, DamagedError, Place, RawMessage, Report, one_line
+from data.logs.messages import Channel, DamagedError, Place, RawMessage, Report
+from data.text import one_line
 
 MAGIC = b"\x89MCAP0\r\n"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

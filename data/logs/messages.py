@@ -21,6 +21,7 @@ from jaxtyping import Float64, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from data.logs.streams import Kind, LogEpisode, Pictures, Refused, Stream
+from data.text import one_line
 
 Tree = dict[str, Any]
 Decode = Callable[[bytes], Tree]
@@ -463,12 +464,6 @@ def _open(message: Tree) -> Image.Image:
 def _bytes(data: Any) -> Any:
     """A buffer: JSON has bytes in base64."""
     return base64.b64decode(data, validate=True) if isinstance(data, str) else data
-
-
-def one_line(error: Exception) -> str:
-    """Text of an exception without line breaks, at most 120 characters."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # str() has the path
-    return " ".join(text.split())[:120] or type(error).__name__
 
 
 _POINT = ("positions", "velocities", "accelerations", "effort")

@@ -16,6 +16,7 @@ from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from data.logs.streams import Kind, Pictures, Stream
+from data.text import one_line
 
 MAX_ROW = 4096
 """Numbers in a row of a vector: what is longer, and no picture, is a depth map or a stack of frames."""
@@ -193,11 +194,6 @@ def counted(skipped: Mapping[str, str]) -> tuple[str, ...]:
 def is_label(columns: Sequence[np.ndarray]) -> bool:
     """Columns of 0 and 1, one per episode of a set, mark something: not all of them are 0 throughout."""
     return all(np.isin(column, (0, 1)).all() for column in columns) and any(map(np.any, columns))
-
-
-def one_line(error: Exception) -> str:
-    """What a library says, for people."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _raw_picture(rows: Rows, shape: tuple[int, ...], dtype: np.dtype

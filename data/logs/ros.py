@@ -38,10 +38,10 @@ from data.logs.messages import (
     RawMessage,
     Report,
     UnusableError,
-    one_line,
     read_episode,
 )
 from data.logs.streams import LogEpisode, Refused
+from data.text import one_line
 from data.types import UserError
 
 METADATA, INFORMATION = "metadata.yaml", "rosbag2_bagfile_information"

@@ -12,8 +12,8 @@ import av
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from data.logs.pictures import one_line
 from data.logs.streams import Pictures
+from data.text import one_line
 
 
 class Frames(NamedTuple):
