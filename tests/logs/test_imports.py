@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "diffusers", "lightning", "transformers", "torchmetrics", "tensorboard", "scipy", "matplotlib", "gymnasium",
-         "mujoco"}
+HEAVY = {"torch", "diffusers", "lightning", "transformers", "torchmetrics", "tensorboard", "scipy", "matplotlib",
+         "gymnasium", "mujoco"}
 
 
 @pytest.mark.parametrize("module", [
