@@ -49,9 +49,9 @@ class Journal:
     def show(self, name: str, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Give a picture to the loggers that take some (TensorBoard)."""
         for logger in self.loggers if self.enabled else ():
-            experiment = getattr(logger, "experiment", None)
-            if hasattr(experiment, "add_image"):
-                experiment.add_image(name, picture, step, dataformats="HWC")
+            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
+            if add_image is not None:
+                add_image(name, picture, step, dataformats="HWC")
 
     def rewind(self, steps: dict[str, int]) -> None:
         """After a resume: drop what was recorded at or after ``steps[kind]``, so that nothing is told twice."""
