@@ -22,8 +22,8 @@ from data.logs.survey import Wanted, Watch, episodes_of, log_name, pictures_of
 from data.types import UserError
 
 GAP = 3.0
-"""Pictures are decoded, or made smaller by whole factors, to this many times the size that they are stored in, or
-more; the rest is bilinear. At 2 hard edges are up to 11 levels of 255 from bilinear alone, at 3 up to 6 (tests)."""
+"""JPEG files are decoded at no less than this many times the size that they are stored in; the rest is bilinear. At 2
+hard edges are up to 11 levels of 255 from what decoding whole gives, at 3 up to 6 (tests)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,7 @@ def _squares(
     for count, picture in enumerate(pictures(wanted.tolist(), least), 1):
         height, width = picture.shape[:2]
         box = (left * width, top * height, right * width, bottom * height)
-        made[count - 1] = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR, box=box,
-                                                                     reducing_gap=GAP))
+        made[count - 1] = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR, box=box))
     if count != len(wanted):
         raise ValueError(f"{camera.stream}: {count} pictures for {len(wanted)} messages")
     return made[place.reshape(-1)]
