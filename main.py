@@ -10,14 +10,14 @@ from __future__ import annotations
 import os
 import sys
 
-from wm_rl import cli
-
 
 def main() -> int:
     """Run one command; the exit code is 0, 1 where a gate says no, 2 for bad input, 130 after Ctrl-C."""
     # One torch thread unless you say otherwise: two on two busy cores wait for each other, up to 4x slower in all.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `cli.run`, which makes one line of them
+    from wm_rl import cli  # not above: processes that a command spawns import this file, and need no Hydra
+
     return cli.run(sys.argv)
 
 

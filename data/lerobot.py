@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.text import one_line
 from data.types import Statistics, UserError
 
 VERSIONS = ("v2.1", "v3.0")
@@ -169,9 +170,3 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-
-
-def one_line(error: Exception) -> str:
-    """What a library says, for people."""
-    text = "".join(c for c in " ".join(str(error).split()) if c.isprintable())
-    return text[:120] or type(error).__name__

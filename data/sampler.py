@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.batches import DecisionBatch, StepBatch
 from data.draw import EpisodeDraw, Limits
 from data.episodes import Episodes
 from data.layout import EPISODE, WORDS
@@ -19,7 +20,7 @@ from data.mapping import will_need
 from data.outcome import steps_until_decided
 from data.segment import Segment
 from data.store import ReplayStore
-from data.types import Behaviour, DecisionBatch, Source, Spec, StepBatch, Success, UserError
+from data.types import Behaviour, Source, Spec, Success, UserError
 
 _LENGTH, _DECISIONS, _BEHAVIOUR, _SUCCESS = map(EPISODE.index, ("length", "decisions", "behaviour", "success"))
 _CLONED, _UNKNOWN = map(WORDS["behaviour"].index, (Behaviour.CLONED, Behaviour.UNKNOWN))

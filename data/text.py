@@ -1,4 +1,4 @@
-"""Instructions as integers, for policies and world models that bring no tokenizer of their own; integers as text."""
+"""Instructions as integers, for policies and world models that bring no tokenizer; integers and errors as text."""
 
 from __future__ import annotations
 
@@ -29,3 +29,9 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, for people: at most 160 printable characters, without the path of an ``OSError``."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return "".join(c for c in " ".join(said.split()) if c.isprintable())[:160] or type(error).__name__

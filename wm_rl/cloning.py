@@ -9,9 +9,10 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
+from data.batches import to_torch
 from data.sampler import StepSampler
 from data.store import ReplayStore
-from data.types import UserError, to_torch
+from data.types import UserError
 from wm_rl.policy import TinyVLA, check_compatible
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from data.batches import to_torch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
-from data.types import Env, Policy, Trajectory, UserError, to_torch
+from data.types import Env, Policy, Trajectory, UserError
 from sim.evaluation import evaluate_policy
 from sim.vector import VectorEnv
 from wm_rl.learner import Learner, LearnerConfig

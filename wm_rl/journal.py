@@ -9,14 +9,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import UInt8
-from lightning.fabric.loggers.logger import Logger
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+class Logger(Protocol):
+    """What a journal needs of a logger. Those of Fabric have it; their import takes seconds, so it is not done here."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Scalars by name."""
+        ...
 
 
 class Journal:
@@ -43,8 +49,9 @@ class Journal:
     def show(self, name: str, step: int, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Give a picture to the loggers that take some (TensorBoard)."""
         for logger in self.loggers if self.enabled else ():
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, picture, step, dataformats="HWC")
+            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
+            if add_image is not None:
+                add_image(name, picture, step, dataformats="HWC")
 
     def rewind(self, steps: dict[str, int]) -> None:
         """After a resume: drop what was recorded at or after ``steps[kind]``, so that nothing is told twice."""

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from data.types import DecisionBatch, Source, UserError
+from data.batches import DecisionBatch
+from data.types import Source, UserError
 from wm_rl.guarantees import guarantee_metrics, penalty_sums
 from wm_rl.objectives import Objective, surrogate_loss
 from wm_rl.policy import TokenPolicy

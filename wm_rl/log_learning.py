@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from data.batches import to_torch
 from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
-from data.types import Policy, UserError, to_torch
+from data.types import Policy, UserError
 from sim.evaluation import evaluate_policy
 from sim.vector import VectorEnv
 from wm_rl.data_efficiency import play

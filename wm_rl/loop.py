@@ -27,6 +27,7 @@ import torch
 from lightning.fabric import Fabric
 from rich.markup import escape
 
+from data.batches import to_torch
 from data.budget import StoreConfig
 from data.lerobot_writer import write_lerobot
 from data.logs.ingest import IngestConfig, ingest
@@ -34,7 +35,7 @@ from data.prefetch import prefetch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig, has_outcomes
 from data.store import ReplayStore
-from data.types import Env, Policy, Source, Trajectory, UserError, to_torch
+from data.types import Env, Policy, Source, Trajectory, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
 from wm_rl import interrupts

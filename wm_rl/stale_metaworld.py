@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
+from data.batches import to_torch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
-from data.types import Source, UserError, to_torch
+from data.types import Source, UserError
 from sim.metaworld import MetaWorldConfig
 from sim.vector import VectorEnv
 from wm_rl.learner import Learner, LearnerConfig

@@ -16,8 +16,9 @@ from mcap_protobuf.decoder import DecoderFactory
 
 from data.lerobot import file_sha256
 from data.logs.mcap_salvage import McapFile, first_words
-from data.logs.messages import Channel, Decode, Report, Tree, UnusableError, one_line, read_episode
+from data.logs.messages import Channel, Decode, Report, Tree, UnusableError, read_episode
 from data.logs.streams import LogEpisode, Refused
+from data.text import one_line
 from data.types import UserError
 
 FORMAT = "Foxglove MCAP"

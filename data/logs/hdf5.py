@@ -36,10 +36,10 @@ from data.logs.pictures import (
     is_label,
     is_name,
     nominal_clock,
-    one_line,
     recorded_clock,
 )
 from data.logs.streams import LogEpisode, Refused, Stream
+from data.text import one_line
 from data.types import Success, UserError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64
 
 from data.lerobot import PICTURES, SUCCESS, file_sha256, is_lerobot, read_lerobot
-from data.logs.pictures import encoded_picture, on_demand, one_line
-from data.logs.streams import Kind, LogEpisode, Refused, Stream
-from data.logs.video import between, read_frames, video_pictures
-from data.text import ranges
+from data.logs.pictures import encoded_picture, on_demand
+from data.logs.streams import Kind, LogEpisode, Pictures, Refused, Stream
+from data.logs.unchanged import see
+from data.logs.video import VideoPictures, between, read_frames
+from data.text import one_line, ranges
 from data.types import Success
 
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -130,7 +131,7 @@ class LeRobotLog:
         shape = tuple(feature["shape"])
         size = (shape[-2:] if shape[0] == 3 else shape[:2]) if len(shape) == 3 else None
         if feature["dtype"] == "image":
-            pictures = on_demand(key, _Cells(data, index, key), encoded_picture)
+            pictures: Pictures = on_demand(key, _Cells(data, index, key), encoded_picture)
         else:
             file, first, last = self.dataset.video(index, key)
             try:
@@ -140,8 +141,10 @@ class LeRobotLog:
             stamps = between(frames, first, last, self.dataset.fps) if np.isfinite(last) else frames.stamps
             if len(stamps) != rows:
                 raise ValueError(f"{self._relative(file)}: {len(stamps)} frames for {rows} rows of episode {index}")
-            pictures = video_pictures(self._relative(file), file, frames, stamps)
-        return Stream(name=key, kind=Kind.IMAGE, clocks=clocks, pictures=pictures, size=size, schema=feature["dtype"])
+            pictures = VideoPictures(name=self._relative(file), seen=see(file), first=int(frames.stamps[0]),
+                                     stamps=stamps)
+        return Stream(name=key, kind=Kind.IMAGE, clocks=clocks, pictures=pictures, size=size, schema=feature["dtype"],
+                      portable=feature["dtype"] == "video")
 
     def _unnamed_frames(self) -> Iterator[Refused]:
         """Frames of v3.0 videos that are in no episode: a recording that was cut before its metadata were written."""

@@ -16,9 +16,10 @@ import yaml
 from data.types import UserError
 
 CLOCKS = ("header", "publish", "log", "nominal", "index")
-ROTATIONS = ("quaternion_xyzw", "quaternion_wxyz", "euler_xyz", "rotation_vector", "matrix", "rotation_6d")
-"""Euler angles are in radians about the fixed x, y and z axes; ``rotation_6d`` is the first two columns of the matrix
-(Zhou et al. 2019, arXiv 1812.07035)."""
+ROTATIONS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "euler_xyz": 3, "rotation_vector": 3, "matrix": 9,
+             "rotation_6d": 6}
+"""Numbers of each representation. Euler angles are in radians about the fixed x, y and z axes; ``rotation_6d`` is the
+first two columns of the matrix (Zhou et al. 2019, arXiv 1812.07035)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Part:
         if self.limits is not None and self.opening is not None:
             raise UserError(f"{self.stream}: an opening is from 0 to 1 and needs no limits; remove one of them")
         for name in self.rotation or ():
-            _one_of(f"{self.stream}: rotation", name, ROTATIONS)
+            _one_of(f"{self.stream}: rotation", name, tuple(ROTATIONS))
         if self.rotation is not None and self.interpolate:
             raise UserError(f"{self.stream}: rotations are held, not interpolated; remove interpolate")
 

@@ -21,7 +21,8 @@ from mcap.records import Channel as ChannelRecord
 from mcap.records import Chunk, Footer, Header, Message, Schema, Statistics
 from mcap.stream_reader import get_chunk_data_stream
 
-from data.logs.messages import Channel, DamagedError, Place, RawMessage, Report, one_line
+from data.logs.messages import Channel, DamagedError, Place, RawMessage, Report
+from data.text import one_line
 
 MAGIC = b"\x89MCAP0\r\n"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -37,7 +38,7 @@ class McapFile:
 
     def __init__(self, path: Path) -> None:
         """Nothing is read yet."""
-        self._path = path
+        self.path = path
         self.name = path.name
 
     def messages(self, report: Report) -> Iterator[RawMessage]:
@@ -45,7 +46,7 @@ class McapFile:
 
         Raises ``DamagedError`` when this is no MCAP file at all.
         """
-        with uncompressed(self._path) as file:
+        with uncompressed(self.path) as file:
             end = _check_magic(file)
             channels = _Channels()
             footer = _footer(file, end)
@@ -70,7 +71,7 @@ class McapFile:
 
     def read(self, places: Iterable[Place]) -> Iterator[bytes]:
         """The messages at these places again. Raises nearly anything when the file has changed."""
-        with uncompressed(self._path) as file:
+        with uncompressed(self.path) as file:
             chunk_at, chunk = _TOP, BytesIO()
             for at, offset in places:
                 if at not in (_TOP, chunk_at):

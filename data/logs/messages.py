@@ -13,14 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import av
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from data.logs.streams import Kind, LogEpisode, Pictures, Refused, Stream
+from data.logs.pictures import rgb
+from data.logs.streams import Kind, LogEpisode, Pictures, Refused, Size, Stream
+from data.logs.unchanged import SeenFile, see
+from data.text import one_line
 
 Tree = dict[str, Any]
 Decode = Callable[[bytes], Tree]
@@ -62,9 +66,10 @@ class RawMessage(NamedTuple):
 
 @runtime_checkable
 class LogFile(Protocol):
-    """A file of messages."""
+    """A file of messages. Can be pickled."""
 
     name: str
+    path: Path
 
     def messages(self, report: Report) -> Iterator[RawMessage]:
         """In the order of the file. Raises ``DamagedError`` when it cannot be read."""
@@ -129,7 +134,6 @@ class _Row(NamedTuple):
     part: Part
     message: RawMessage
     file: LogFile
-    decode: Decode
 
 
 def read_episode(
@@ -141,15 +145,19 @@ def read_episode(
     Times are seconds since the first log time, ``start_ns`` of the facts, which also count the messages of each topic.
     """
     gathered = _Gathered(decoder, report)
+    seen = {}
     for file in files:
         try:
+            seen[file.path] = see(file.path)
             for message in file.messages(report):
                 gathered.add(file, message)
         except (DamagedError, OSError) as error:
             report.note(file.name, one_line(error), lost=True)
     if not gathered.topics:
         return Refused(name=name, reason="; ".join(["no messages", *report.lines()]))
-    streams = {stream: _stream(stream, rows, gathered.start, report) for stream, rows in gathered.rows.items()}
+    streams = {name: _stream(name, rows, gathered.start, report) if rows[0].part.kind is not Kind.IMAGE else
+               _camera(name, rows, gathered.start, report, BagPictures.of(name, rows, decoder, seen))
+               for name, rows in gathered.rows.items()}
     if not streams:
         return Refused(name=name, reason="; ".join(["no topic that can be read", *report.lines()]))
     return LogEpisode(name=name, streams=streams, whole=report.whole, problems=report.lines(), sha256=sha256,
@@ -178,7 +186,7 @@ class _Gathered:
         try:
             decode = self._decode_of(channel)
             for part in parts(channel.type, decode(data)):
-                self._keep(_Row(part, message, file, decode))
+                self._keep(_Row(part, message, file))
         except UnusableError as reason:
             self._report.count(channel.topic, f"messages {reason}")
         except Exception as error:  # corrupt bytes raise nearly anything inside decoders
@@ -210,21 +218,20 @@ class _Gathered:
 
 
 def _stream(name: str, rows: list[_Row], start: int, report: Report) -> Stream:
-    kind = rows[0].part.kind
-    values, size, pictures = None, None, None
-    names: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
-    if kind is Kind.VECTOR:
-        rows, names = _same_names(name, rows, report)
-        values = np.stack([_in_order(row.part, names) for row in rows])
-    elif kind is Kind.TEXT:
-        texts = tuple(row.part.value for row in rows)
-    else:
-        sizes = {row.part.value for row in rows}
-        size = sizes.pop() if len(sizes) == 1 else None
-        pictures = _pictures(name, rows)
-    return Stream(name=name, kind=kind, clocks=_clocks(name, rows, start, report), values=values, names=names,
-                  texts=texts, pictures=pictures, size=size, schema=rows[0].message.channel.type)
+    """Of numbers or texts."""
+    kind, schema = rows[0].part.kind, rows[0].message.channel.type
+    if kind is Kind.TEXT:
+        return Stream(name=name, kind=kind, clocks=_clocks(name, rows, start, report), schema=schema,
+                      texts=tuple(row.part.value for row in rows))
+    rows, names = _same_names(name, rows, report)
+    return Stream(name=name, kind=kind, clocks=_clocks(name, rows, start, report), names=names, schema=schema,
+                  values=np.stack([_in_order(row.part, names) for row in rows]))
+
+
+def _camera(name: str, rows: list[_Row], start: int, report: Report, pictures: Pictures) -> Stream:
+    sizes = {row.part.value for row in rows}
+    return Stream(name=name, kind=Kind.IMAGE, clocks=_clocks(name, rows, start, report), pictures=pictures,
+                  portable=True, size=sizes.pop() if len(sizes) == 1 else None, schema=rows[0].message.channel.type)
 
 
 def _same_names(name: str, rows: list[_Row], report: Report) -> tuple[list[_Row], tuple[str, ...]]:
@@ -261,23 +268,53 @@ def _clocks(name: str, rows: list[_Row], start: int, report: Report) -> dict[str
     return {clock: np.array([(time - start) / 1e9 for time in times]) for clock, times in clocks.items()}
 
 
-def _pictures(name: str, rows: Sequence[_Row]) -> Pictures:
-    def pictures(numbers: Sequence[int]) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-        wanted = [rows[number] for number in dict.fromkeys(numbers)]
-        found = (data for file, group in groupby(wanted, lambda row: row.file)
-                 for data in file.read([row.message.place for row in group]))
-        previous = None
+@dataclass(frozen=True, kw_only=True)
+class BagPictures:
+    """Pictures of a topic, found again by their places."""
+
+    name: str
+    """Of the stream."""
+    decoder: Callable[[Channel], Decode]
+    files: tuple[LogFile, ...]
+    seen: tuple[SeenFile, ...]
+    """The files as they were when the places were noted."""
+    channels: tuple[Channel, ...]
+    at: Int64[np.ndarray, "n 4"]
+    """Of each message: number of its file, number of its channel, place."""
+
+    @staticmethod
+    def of(
+        name: str, rows: Sequence[_Row], decoder: Callable[[Channel], Decode], seen: Mapping[Path, SeenFile]
+    ) -> BagPictures:
+        """Of the rows of a stream."""
+        files = {row.file.path: row.file for row in rows}
+        channels = list(dict.fromkeys(row.message.channel for row in rows))
+        file_of = {file: i for i, file in enumerate(files)}
+        channel_of = {channel: i for i, channel in enumerate(channels)}
+        at = [(file_of[row.file.path], channel_of[row.message.channel], *row.message.place) for row in rows]
+        return BagPictures(name=name, decoder=decoder, files=tuple(files.values()), channels=tuple(channels),
+                           seen=tuple(seen[file] for file in files), at=np.array(at, np.int64))
+
+    def __call__(self, numbers: Sequence[int], least: Size | None = None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """See ``Pictures``."""
+        found, previous = self._read(list(dict.fromkeys(numbers))), None
         for number in numbers:
             if number != previous:
                 try:
-                    message = rows[number].decode(next(found))
-                    picture = decode_picture(message)
+                    picture = decode_picture(next(found), least)
                 except Exception as error:  # corrupt bytes raise nearly anything inside decoders
-                    raise ValueError(f"{name}: message {number} cannot be decoded ({one_line(error)})") from error
+                    raise ValueError(f"{self.name}: message {number} cannot be decoded ({one_line(error)})") from error
                 previous = number
             yield picture
 
-    return pictures
+    def _read(self, numbers: Sequence[int]) -> Iterator[Tree]:
+        decode = [self.decoder(channel) for channel in self.channels]
+        for file, group in groupby(numbers, lambda number: self.at[number, 0]):
+            self.seen[file].check()
+            wanted = list(group)
+            places = [(int(at), int(offset)) for at, offset in self.at[wanted, 2:]]
+            for number, data in zip(wanted, self.files[file].read(places), strict=True):
+                yield decode[self.at[number, 1]](data)
 
 
 def parts(type_name: str, message: Tree) -> list[Part]:
@@ -436,11 +473,14 @@ def _compressed_image(message: Tree) -> list[Part]:
         return [Part("", Kind.IMAGE, (picture.height, picture.width))]
 
 
-def decode_picture(message: Tree) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB of a message of ``RULES`` that is an image. Raises nearly anything on corrupt bytes."""
+def decode_picture(message: Tree, least: Size | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """RGB of a message of ``RULES`` that is an image; ``least`` as in ``Pictures``.
+
+    Raises nearly anything on corrupt bytes.
+    """
     if "encoding" not in message:
         with _open(message) as picture:
-            return np.array(picture.convert("RGB"))
+            return rgb(picture, least)
     encoding, height, width = message["encoding"], int(message["height"]), int(message["width"])
     depth = BYTES_PER_PIXEL[encoding]
     rows = np.frombuffer(_bytes(message["data"]), np.uint8)[: height * message["step"]].reshape(height, -1)
@@ -463,12 +503,6 @@ def _open(message: Tree) -> Image.Image:
 def _bytes(data: Any) -> Any:
     """A buffer: JSON has bytes in base64."""
     return base64.b64decode(data, validate=True) if isinstance(data, str) else data
-
-
-def one_line(error: Exception) -> str:
-    """Text of an exception without line breaks, at most 120 characters."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)  # str() has the path
-    return " ".join(text.split())[:120] or type(error).__name__
 
 
 _POINT = ("positions", "velocities", "accelerations", "effort")

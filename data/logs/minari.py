@@ -26,8 +26,9 @@ from data.logs.hdf5 import (
     read_series,
 )
 from data.logs.hdf5_process import Hdf5Rows, list_children, list_series, read_attributes
-from data.logs.pictures import UnusableError, counted, index_clock, is_label, one_line
+from data.logs.pictures import UnusableError, counted, index_clock, is_label
 from data.logs.streams import LogEpisode, Refused, Stream
+from data.text import one_line
 from data.types import Success, UserError
 
 MAIN = "main_data.hdf5"

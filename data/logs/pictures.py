@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
-from data.logs.streams import Kind, Pictures, Stream
+from data.logs.streams import Kind, Pictures, Size, Stream
+from data.text import one_line
 
 MAX_ROW = 4096
 """Numbers in a row of a vector: what is longer, and no picture, is a depth map or a stack of frames."""
@@ -104,15 +105,15 @@ def vector_stream(name: str, rows: Rows, clocks: Mapping[str, Float64[np.ndarray
     return Stream(name=name, kind=Kind.VECTOR, clocks=clocks, values=values, schema=schema)
 
 
-def on_demand(name: str, rows: Items, decode: Callable[[Any], Picture]) -> Pictures:
+def on_demand(name: str, rows: Items, decode: Callable[[Any, Size | None], Picture]) -> Pictures:
     """Pictures of a stream, each decoded once however often it is repeated."""
 
-    def pictures(numbers: Sequence[int]) -> Iterator[Picture]:
+    def pictures(numbers: Sequence[int], least: Size | None = None) -> Iterator[Picture]:
         last, picture = -1, np.empty((0, 0, 3), np.uint8)
         for number in numbers:
             if number != last:
                 try:
-                    last, picture = number, decode(rows[number])
+                    last, picture = number, decode(rows[number], least)
                 except Exception as error:  # damaged bytes make decoders raise nearly anything
                     raise ValueError(f"{name}: picture {number} cannot be decoded ({one_line(error)})") from error
             yield picture
@@ -120,15 +121,28 @@ def on_demand(name: str, rows: Items, decode: Callable[[Any], Picture]) -> Pictu
     return pictures
 
 
-def encoded_picture(row: bytes | UInt8[np.ndarray, " b"]) -> Picture:
-    """Decode the bytes of a JPEG or PNG file. Raises ``ValueError`` or ``OSError`` when they are damaged."""
+def encoded_picture(row: bytes | UInt8[np.ndarray, " b"], least: Size | None = None) -> Picture:
+    """Decode the bytes of a JPEG or PNG file; ``least`` as in ``Pictures``.
+
+    Raises ``ValueError`` or ``OSError`` when they are damaged.
+    """
     content = encoded_bytes(row)
     if content is None:
         raise ValueError("expected a JPEG or PNG file, found other bytes")
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if image.mode not in MODES:
             raise ValueError(f"expected colours of 8 bits, found mode {image.mode}")
-        return np.asarray(image.convert("RGB"))
+        return rgb(image, least)
+
+
+def rgb(image: Image.Image, least: Size | None = None) -> Picture:
+    """Decode an opened picture; ``least`` as in ``Pictures``: a JPEG file is then decoded to 1/2, 1/4 or 1/8."""
+    if least is not None:
+        height, width = image.height, image.width
+        factor = next(each for each in (8, 4, 2, 1) if each == 1 or (
+            height % each == width % each == 0 and height >= each * least[0] and width >= each * least[1]))
+        image.draft(None, (width // factor, height // factor))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def encoded_size(row: bytes | UInt8[np.ndarray, " b"]) -> tuple[int, int] | None:
@@ -195,18 +209,13 @@ def is_label(columns: Sequence[np.ndarray]) -> bool:
     return all(np.isin(column, (0, 1)).all() for column in columns) and any(map(np.any, columns))
 
 
-def one_line(error: Exception) -> str:
-    """What a library says, for people."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
-
-
 def _raw_picture(rows: Rows, shape: tuple[int, ...], dtype: np.dtype
-                 ) -> tuple[Callable[[Any], Picture], tuple[int, int] | None] | None:
+                 ) -> tuple[Callable[[Any, Size | None], Picture], Size | None] | None:
     """What makes a picture of a row of numbers, and its size; ``None`` where rows are none."""
     if len(shape) != 3 or min(shape) == 0 or math.prod(shape) > 3 * MAX_PIXELS:
         return None
     if dtype == np.uint8 and shape[-1] == 3:
-        return np.asarray, (shape[0], shape[1])
+        return _as_it_is, (shape[0], shape[1])
     if dtype == np.uint8 and shape[0] == 3:
         return _channels_last, (shape[1], shape[2])
     if dtype.kind != "f" or shape[-1] != 3 or min(shape[:2]) < MIN_FLOAT_SIDE:
@@ -228,11 +237,15 @@ def _text_stream(name: str, rows: Rows, clocks: Mapping[str, Float64[np.ndarray,
     return Stream(name=name, kind=Kind.TEXT, clocks=clocks, texts=texts, schema=schema)
 
 
-def _channels_last(row: UInt8[np.ndarray, "3 h w"]) -> Picture:
+def _as_it_is(row: Picture, least: Size | None) -> Picture:
+    return np.asarray(row)
+
+
+def _channels_last(row: UInt8[np.ndarray, "3 h w"], least: Size | None) -> Picture:
     return np.ascontiguousarray(np.transpose(row, (1, 2, 0)))
 
 
-def _levels(row: np.ndarray) -> Picture:
+def _levels(row: np.ndarray, least: Size | None) -> Picture:
     """Float levels, rounded."""
     with np.errstate(invalid="ignore"):  # a signalling NaN is one
         levels = np.asarray(row, np.float64)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from data.logs.hdf5 import INSTRUCTIONS, as_flag, as_json
-from data.logs.pictures import UnusableError, array_stream, counted, index_clock, is_label, is_name, one_line
+from data.logs.pictures import UnusableError, array_stream, counted, index_clock, is_label, is_name
 from data.logs.streams import LogEpisode, Refused, Stream
 from data.logs.tfrecord import CutError, Feature, Record, parse_example, peek, read_records
-from data.text import ranges
+from data.text import one_line, ranges
 from data.types import Success, UserError
 
 STEPS = "steps/"

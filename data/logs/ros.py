@@ -38,10 +38,10 @@ from data.logs.messages import (
     RawMessage,
     Report,
     UnusableError,
-    one_line,
     read_episode,
 )
 from data.logs.streams import LogEpisode, Refused
+from data.text import one_line
 from data.types import UserError
 
 METADATA, INFORMATION = "metadata.yaml", "rosbag2_bagfile_information"
@@ -223,17 +223,17 @@ class SqliteFile:
 
     def __init__(self, path: Path) -> None:
         """Nothing is read yet."""
-        self._path = path
+        self.path = path
         self.name = path.name
 
     def messages(self, report: Report) -> Iterator[RawMessage]:
         """All messages, in the order of recording. Raises ``DamagedError`` when sqlite cannot read everything."""
-        journal = self._path.with_name(f"{self.name}-wal")
+        journal = self.path.with_name(f"{self.name}-wal")
         if journal.is_file() and journal.stat().st_size:
             report.note(self.name, f"{journal.name} holds messages that were not read; open the bag once with sqlite3",
                         lost=True)
         try:
-            with _database(self._path) as database:
+            with _database(self.path) as database:
                 ((verdict,),) = database.execute("PRAGMA quick_check(1)").fetchall()
                 if verdict != "ok":
                     raise DamagedError(f"damaged or cut sqlite3 file ({' '.join(str(verdict).split())[:120]})")
@@ -249,7 +249,7 @@ class SqliteFile:
 
     def read(self, places: Iterable[Place]) -> Iterator[bytes]:
         """The messages with these row numbers again. Raises nearly anything when the file has changed."""
-        with _database(self._path) as database:
+        with _database(self.path) as database:
             for number, _ in places:
                 (data,) = database.execute("SELECT data FROM messages WHERE id = ?", (number,)).fetchone()
                 yield data
@@ -293,13 +293,13 @@ class Ros1File:
 
     def __init__(self, path: Path) -> None:
         """Nothing is read yet."""
-        self._path = path
+        self.path = path
         self.name = path.name
         self._channels: dict[int, Channel] = {}
 
     def messages(self, report: Report) -> Iterator[RawMessage]:
         """Every message that can be reached, in the order of the file. Raises ``DamagedError`` when it is no bag."""
-        with uncompressed(self._path) as file:
+        with uncompressed(self.path) as file:
             end = file.seek(0, 2)
             file.seek(0)
             magic = file.readline(len(ROS1_MAGIC + ROS1_VERSION))
@@ -319,7 +319,7 @@ class Ros1File:
 
     def read(self, places: Iterable[Place]) -> Iterator[bytes]:
         """The messages at these places again. Raises nearly anything when the file has changed."""
-        with uncompressed(self._path) as file:
+        with uncompressed(self.path) as file:
             chunk_at, chunk = _TOP, BytesIO()
             for at, offset in places:
                 if at not in (_TOP, chunk_at):

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
-from scipy.spatial.transform import Rotation
 
-from data.logs.mapping import LogMapping, Part, Segments
+from data.logs.mapping import ROTATIONS, LogMapping, Part, Segments
 from data.logs.streams import Kind, LogEpisode, Stream
 from data.logs.sync import grid, hold, linear, runs
 from data.types import Success, UserError
 
-_WIDTHS = {"quaternion_xyzw": 4, "quaternion_wxyz": 4, "euler_xyz": 3, "rotation_vector": 3, "matrix": 9,
-           "rotation_6d": 6}
 _MOST_ROWS = 2e7
 """Of an episode: a week at 30 Hz. A damaged stamp may span centuries."""
 _INSTANT = 1e-6
@@ -149,7 +145,9 @@ def _read(part: Part, stream: Stream, time: np.ndarray, at: np.ndarray) -> Float
         return np.full((len(at), values.shape[1]), np.nan)
     read = linear(time, values, at) if part.interpolate else values[hold(time, at).message]
     if part.rotation is not None:
-        return _rotate(read, *part.rotation)
+        from data.logs.rotation import rotate  # scipy takes a second to import
+
+        return rotate(read, *part.rotation)
     if part.opening is not None:
         closed, opened = part.opening
         return np.clip((read - closed) / (opened - closed), 0, 1)
@@ -167,48 +165,6 @@ def _within(part: Part, block: Float64[np.ndarray, "k d"]) -> Bool[np.ndarray, "
     with np.errstate(over="ignore"):
         stored = block.astype(np.float32)
     return ((stored >= low) & (stored <= high)).all(1)
-
-
-def _rotate(values: np.ndarray, given: str, wanted: str) -> Float64[np.ndarray, "k d"]:
-    """Rows that are no rotation (not finite, or of no length) become NaN."""
-    result = np.full((len(values), _WIDTHS[wanted]), np.nan)
-    usable = np.isfinite(values).all(1)
-    if given.startswith("quaternion"):
-        usable &= np.abs(np.linalg.norm(values, axis=1) - 1) < 0.1
-    rows = values[usable]
-    if given in ("matrix", "rotation_6d"):
-        matrices = rows.reshape(-1, 3, 3) if given == "matrix" else _from_columns(rows)
-        right = np.linalg.det(matrices) > 0.5
-        usable[np.flatnonzero(usable)[~right]] = False
-        rotation = Rotation.from_matrix(matrices[right])
-    elif given == "euler_xyz":
-        rotation = Rotation.from_euler("xyz", rows)
-    elif given == "rotation_vector":
-        rotation = Rotation.from_rotvec(rows)
-    else:
-        rotation = Rotation.from_quat(rows if given == "quaternion_xyzw" else np.roll(rows, -1, axis=1))
-    if wanted.startswith("quaternion"):
-        quaternion = rotation.as_quat(canonical=True)
-        result[usable] = quaternion if wanted == "quaternion_xyzw" else np.roll(quaternion, 1, axis=1)
-    elif wanted == "euler_xyz":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # at gimbal lock any of the equal triples will do
-            result[usable] = rotation.as_euler("xyz")
-    elif wanted == "rotation_vector":
-        result[usable] = rotation.as_rotvec()
-    else:
-        matrix = rotation.as_matrix()
-        flat = matrix.reshape(-1, 9) if wanted == "matrix" else np.concatenate([matrix[..., 0], matrix[..., 1]], axis=1)
-        result[usable] = flat
-    return result
-
-
-def _from_columns(columns: Float64[np.ndarray, "k 6"]) -> Float64[np.ndarray, "k 3 3"]:
-    first, second = columns[:, :3], columns[:, 3:]
-    first = first / np.linalg.norm(first, axis=1, keepdims=True)
-    second = second - (first * second).sum(1, keepdims=True) * first
-    second = second / np.linalg.norm(second, axis=1, keepdims=True)
-    return np.stack([first, second, np.cross(first, second)], axis=2)
 
 
 def _columns(part: Part, stream: Stream) -> list[int]:
@@ -229,7 +185,7 @@ def _columns(part: Part, stream: Stream) -> list[int]:
             columns.append(wanted)
         else:
             raise UserError(f"{stream.name} has dimensions 0 to {width - 1}, got {wanted}")
-    expected = _WIDTHS[part.rotation[0]] if part.rotation is not None else len(columns)
+    expected = ROTATIONS[part.rotation[0]] if part.rotation is not None else len(columns)
     if len(columns) != expected:
         raise UserError(f"{stream.name}: {part.rotation[0] if part.rotation else ''} takes {expected} dims, "
                         f"got {len(columns)}")
@@ -238,7 +194,7 @@ def _columns(part: Part, stream: Stream) -> list[int]:
 
 def _names(part: Part, stream: Stream) -> tuple[str, ...]:
     columns = _columns(part, stream)
-    size = len(columns) if part.rotation is None else _WIDTHS[part.rotation[1]]
+    size = len(columns) if part.rotation is None else ROTATIONS[part.rotation[1]]
     if part.names is not None:
         if len(part.names) != size:
             raise UserError(f"{stream.name}: {len(part.names)} names for {size} dimensions; give one for each")

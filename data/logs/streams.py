@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,11 +13,22 @@ from jaxtyping import Float64, UInt8
 
 from data.types import Success
 
-Pictures = Callable[[Sequence[int]], Iterator[UInt8[np.ndarray, "h w 3"]]]
-"""Decode the messages with these numbers, which never decrease and may repeat, one RGB picture at a time.
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
-Raises ``ValueError``, naming the stream and the message, for one that cannot be decoded.
-"""
+
+class Pictures(Protocol):
+    """Pictures of a stream, decoded when asked for."""
+
+    def __call__(self, numbers: Sequence[int], least: Size | None = None) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """Decode the messages with these numbers, which never decrease and may repeat, one RGB picture at a time.
+
+        With ``least`` they may come smaller by a power of 2 that divides both sides, where that is cheaper, but no side
+        below it: what is going to be made smaller anyway need not be decoded whole.
+
+        Raises ``ValueError``, naming the stream and the message, for one that cannot be decoded.
+        """
+        ...
 
 
 class Kind(StrEnum):
@@ -49,8 +60,11 @@ class Stream:
     """Of a text."""
     pictures: Pictures | None = None
     """Of an image."""
-    size: tuple[int, int] | None = None
-    """Height and width of an image, where known without decoding."""
+    portable: bool = False
+    """``pictures`` can be pickled, takes a few bytes for each message, and reads the file at its first call: whoever
+    has it needs not read the episode again."""
+    size: Size | None = None
+    """Of an image, where known without decoding."""
     schema: str = ""
     """Type of the messages, or dtype and shape of a row."""
 

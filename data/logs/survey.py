@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,7 +15,7 @@ from data.logs.mapping import LogMapping
 from data.logs.readers import open_log
 from data.logs.report import LogReport
 from data.logs.sample import Rows, dimension_names, sample
-from data.logs.streams import LogEpisode, Refused
+from data.logs.streams import LogEpisode, Pictures, Refused
 from data.types import UserError
 
 Watch = Callable[[str, int, int], None]
@@ -30,8 +31,12 @@ class Wanted:
     number: int
     """Its place among all that ``Log.episodes`` yields."""
     name: str
-    keys: frozenset[str]
-    """``episode_key`` of its stretches that are not in the store."""
+    sha256: str
+    stretches: Mapping[str, Rows]
+    """Those that are not in the store, by their ``episode_key``."""
+    facts: Mapping[str, Any]
+    pictures: Mapping[str, Pictures] | None
+    """Of each camera; None where these are found only by reading the episode again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +93,11 @@ def survey_logs(
             new = [(key, rows) for key, rows in zip(keys, sampled.rows, strict=True) if key not in seen]
             proprio += [rows.proprio for _, rows in new]
             action += [rows.action[:-1] for _, rows in new]
-            missing = frozenset(key for key, _ in new) - known
+            missing = {key: rows for key, rows in new if key not in known}
             report.of(log).already += len(keys) - len(missing)
             if missing:
-                wanted.append(Wanted(family=family, path=path, number=number, name=episode.name, keys=missing))
+                wanted.append(Wanted(family=family, path=path, number=number, name=episode.name, stretches=missing,
+                                     sha256=episode.sha256, facts=episode.facts, pictures=_portable(episode, mapping)))
             seen |= set(keys)
     watch("read", len(logs), len(logs))
     if names is None:
@@ -106,6 +112,17 @@ def episodes_of(family: str, path: Path) -> Iterator[LogEpisode | Refused]:
         yield from open_log(family, path).episodes()
     except UserError as error:
         yield Refused(name="", reason=str(error))
+
+
+def pictures_of(episode: LogEpisode, mapping: LogMapping) -> dict[str, Pictures]:
+    """Of each camera of the mapping."""
+    found = {name: episode.streams[camera.stream].pictures for name, camera in mapping.cameras.items()}
+    return {name: pictures for name, pictures in found.items() if pictures is not None}
+
+
+def _portable(episode: LogEpisode, mapping: LogMapping) -> dict[str, Pictures] | None:
+    portable = all(episode.streams[camera.stream].portable for camera in mapping.cameras.values())
+    return pictures_of(episode, mapping) if portable else None
 
 
 def episode_key(episode: LogEpisode, rows: Rows) -> str:

@@ -33,10 +33,10 @@ from data.logs.pictures import (
     index_clock,
     is_name,
     nominal_clock,
-    one_line,
     recorded_clock,
 )
 from data.logs.streams import LogEpisode, Refused
+from data.text import one_line
 from data.types import UserError
 
 ENDS = "meta/episode_ends"

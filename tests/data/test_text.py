@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from data.text import tokenize
+from data.text import one_line, tokenize
 
 
 def test_words_are_lower_cased_and_padded_or_cut():
@@ -23,3 +23,10 @@ def test_a_token_is_the_same_in_every_process():
 
 def test_no_word_takes_the_padding_token():
     assert all(0 < token < 7 for i in range(200) for token in tokenize(f"word{i}", length=1, vocabulary=7))
+
+
+def test_an_error_is_one_printable_line_without_its_path():
+    assert one_line(ValueError("a \n\x1b[31mred\x00 \u202eword")) == "a [31mred word"
+    assert one_line(FileNotFoundError(2, "No such file or directory", "/home/me/x")) == "No such file or directory"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 999))) == 160

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.logs.mapping import ROTATIONS, LogMapping, Part, Segments, read_mapping, to_yaml
-from data.logs.sample import _rotate, dimension_names, sample
+from data.logs.rotation import rotate
+from data.logs.sample import dimension_names, sample
 from data.logs.streams import Kind, LogEpisode, Stream
 from data.types import Success, UserError
 
@@ -143,15 +144,15 @@ def test_rotations_turn_vectors_alike_in_every_representation(quaternion):
         [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]])
     start = {"quaternion_xyzw": [x, y, z, w], "quaternion_wxyz": [w, x, y, z]}
     for given_as, through in itertools.product(start, ROTATIONS):
-        middle = _rotate(np.array([start[given_as]]), given_as, through)
-        matrix = _rotate(middle, through, "matrix").reshape(3, 3)
+        middle = rotate(np.array([start[given_as]]), given_as, through)
+        matrix = rotate(middle, through, "matrix").reshape(3, 3)
         np.testing.assert_allclose(matrix, expected, atol=1e-6)
 
 
 def test_what_is_no_rotation_is_not_made_one():
     bad = np.array([[0, 0, 0, 0], [np.nan, 0, 0, 1], [0, 0, 0, 1.0]])
-    assert np.isnan(_rotate(bad, "quaternion_xyzw", "rotation_6d")).all(1).tolist() == [True, True, False]
-    assert np.isnan(_rotate(-np.eye(3).reshape(1, 9), "matrix", "euler_xyz")).all()  # a reflection
+    assert np.isnan(rotate(bad, "quaternion_xyzw", "rotation_6d")).all(1).tolist() == [True, True, False]
+    assert np.isnan(rotate(-np.eye(3).reshape(1, 9), "matrix", "euler_xyz")).all()  # a reflection
 
 
 def test_segments_by_gap_marker_and_side_car(tmp_path):

@@ -76,14 +76,19 @@ def frames(episode, size):
                          for frame in video.decode(video=0)])
 
 
-def equal(found, expected, tolerance=2e-6):
-    """State and frames are the same, actions to the rounding of a scaled float32."""
+def equal(found, expected, tolerance=2e-6, *, near=False):
+    """State and frames are the same, actions to the rounding of a scaled float32.
+
+    ``near``: of frames that are made much smaller, as near as the documentation says.
+    """
     (state, action, *pictures), (wanted_state, wanted_action, *wanted_pictures) = found, expected
     np.testing.assert_array_equal(state, np.asarray(wanted_state, "f4"))
     scale = max(1.0, np.abs(wanted_action).max())
     assert_actions(action, np.asarray(wanted_action)[:-1], tolerance * scale)
     for mine, theirs in zip(pictures, wanted_pictures, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+        apart = np.abs(mine.astype(int) - theirs)
+        assert apart.max() <= (6 if near else 0)
+        assert apart.mean() < 0.3
 
 
 # A robot's set, and the bags that were made from one of its episodes
@@ -176,7 +181,7 @@ def test_the_bags_hold_the_lerobot_episode(run, storage):
     assert rows == 289
     assert "added 1 episodes, 288 steps" in said
     seen = np.arange(rows) // 2
-    equal(found[0], (state[:rows], action[:rows], small[seen]))
+    equal(found[0], (state[:rows], action[:rows], small[seen]), near=True)
     assert store.spec.action_names[0] == decoded["/joint_command"][0][1][0] == "kLeftShoulderPitch"
 
     _, lerobot, _ = run.robot()
