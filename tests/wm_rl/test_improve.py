@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from wm_rl.improve import imagine
 from wm_rl.loop import Loop
 from world_model.config import ImaginationConfig
 
@@ -36,7 +37,7 @@ def scripted(claims):
     loop.imagination_config = ImaginationConfig(max_ratio=2.0, audit_every=4)
     loop.progress = {"seconds": {}, "drift": {"imagined": 0.0, "recorded": 0.0}}
     loop.world_model = Audited(claims)
-    loop._roll = lambda *given: []
+    loop.roll = lambda *given: []
     return loop
 
 
@@ -45,7 +46,7 @@ def test_it_pauses_while_imagination_claims_too_much_and_audits_every_iteration_
     seen = []
     for iteration in range(8):
         try:
-            metrics = loop._imagine(None, Store(range(10)), iteration, newest=2)
+            metrics = imagine(loop, None, Store(range(10)), iteration, newest=2)
         except ZeroDivisionError:  # no imagined episode to average over
             metrics = {"imagination_paused": 0.0}
         seen.append((metrics["imagination_paused"], loop.world_model.audits, loop.world_model.imagined))
@@ -57,7 +58,7 @@ def test_it_pauses_while_imagination_claims_too_much_and_audits_every_iteration_
 def test_the_first_imagination_always_runs():
     loop = scripted([(20, 0)])
     with pytest.raises(ZeroDivisionError):
-        loop._imagine(None, Store(range(10)), 0, newest=2)
+        imagine(loop, None, Store(range(10)), 0, newest=2)
     assert loop.world_model.imagined == 1
 
 
@@ -65,10 +66,10 @@ def test_an_audit_comes_before_the_refit_that_sees_its_episodes():
     loop, order = scripted([(1, 1)] * 2), []
     loop.config.refit_every = 4
     loop.world_model_config = SimpleNamespace(round_steps=5)
-    loop._fit_world_model = lambda steps, title: order.append("refit")
+    loop.fit_world_model = lambda steps, title: order.append("refit")
     audit = loop.world_model.audit
     loop.world_model.audit = lambda *given, **named: order.append("audit") or audit(*given, **named)
     for iteration in (0, 4):
         with pytest.raises(ZeroDivisionError):
-            loop._imagine(None, Store(range(10)), iteration, newest=2)
+            imagine(loop, None, Store(range(10)), iteration, newest=2)
     assert order == ["audit", "audit", "refit"]
