@@ -6,7 +6,7 @@ The one loop in which anything acts: simulators, the robot stand-in, imagination
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def decision_seed(seed: int, decision: int) -> int:
 def rollout(
     env: Env,
     policy: Policy,
-    seeds: Sequence[Sequence[int]],
+    seeds: Sequence[Iterable[int | None]],
     *,
     sample: bool,
     on_step: Callable[[int], None] | None = None,
@@ -37,7 +37,8 @@ def rollout(
     Args:
         env: Where to play.
         policy: Who acts. It is asked only for rows whose chunk has run out.
-        seeds: ``seeds[i]`` are the episodes that row ``i`` plays in turn; may be empty.
+        seeds: ``seeds[i]`` are the episodes that row ``i`` plays in turn; may be empty. None is "not now": the row is
+            asked again after the next control step of another one.
         sample: Draw actions (True) or take the greedy ones.
         on_step: Called after each control step with the number of rows that played it.
 
@@ -50,10 +51,11 @@ def rollout(
         raise ValueError(f"expected a list of seeds for each of {env.num_envs} rows, got {len(seeds)}")
     if isinstance(policy, Normalised):
         policy.statistics.check_same(env.statistics, mine="the policy", theirs="the environment")
-    waiting = [list(row) for row in seeds]
+    waiting = [iter(row) for row in seeds]
     playing: dict[int, _Recorder] = {}
     while True:
-        starting = {row: left.pop(0) for row, left in enumerate(waiting) if row not in playing and left}
+        starting = {row: seed for row, left in enumerate(waiting)
+                    if row not in playing and (seed := next(left, None)) is not None}
         if starting:
             mask = np.isin(np.arange(env.num_envs), list(starting))
             next_seeds = [starting.get(row) for row in range(env.num_envs)]

@@ -16,10 +16,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,11 @@ import torch
 from lightning.fabric import Fabric
 from rich.markup import escape
 
-from data.batches import to_torch
 from data.budget import StoreConfig
 from data.lerobot_writer import write_lerobot
 from data.logs.ingest import IngestConfig, ingest
-from data.prefetch import prefetch
 from data.rollout import rollout
-from data.sampler import DecisionSampler, ReplayConfig, has_outcomes
+from data.sampler import ReplayConfig, has_outcomes
 from data.store import ReplayStore
 from data.types import Env, Policy, Source, Trajectory, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
@@ -43,7 +40,7 @@ from wm_rl.behaviour import hold_out, label_unknown_behaviour, without
 from wm_rl.checkpoint import load_checkpoint, save_checkpoint
 from wm_rl.cloning import CloningConfig, clone
 from wm_rl.journal import Journal
-from wm_rl.learner import Learner, LearnerConfig
+from wm_rl.learner import LearnerConfig
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLA, TinyVLAConfig, check_compatible
 from wm_rl.seeding import training_episode
@@ -127,18 +124,18 @@ class Loop:
         self.policy: TinyVLA | None = None
         self.world_model: WorldModelLearner | None = None
 
-    def run(self) -> None:
-        """All stages that are not done yet."""
+    def run(self, improve: Callable[[Loop], None]) -> None:
+        """All stages that are not done yet; ``improve`` is the last one, in one process or spread over many."""
         self._restore()
         for number in range(self.progress["stage"], len(STAGES) - 1):
             if self.fabric.is_global_zero:
                 getattr(self, f"_{STAGES[number]}")()
                 self.progress["stage"] = number + 1
-                self._save()
+                self.save()
             self.fabric.barrier()
         if not self.fabric.is_global_zero:
             self._restore()
-        self._improve()
+        improve(self)
 
     # -- stages, in order -------------------------------------------------------------------------------------------
 
@@ -146,10 +143,10 @@ class Loop:
         """Log episodes of the robot stand-in as LeRobot files, unless the user brought logs or wants none."""
         if self.config.logs is not None or not self.uses_logs:
             return
-        with self._timed("record"), self._closing(self.make_stand_in()) as stand_in:
+        with self.timed("record"), self._closing(self.make_stand_in()) as stand_in:
             episodes = self.config.log_episodes_per_task * len(stand_in.tasks)
             expert = ScriptedExpert(stand_in, self.expert)
-            recorded = self._roll(stand_in, expert, episodes, "record", title="stand-in logs")
+            recorded = self.roll(stand_in, expert, episodes, "record", title="stand-in logs")
             partial, whole = self.folder / "logs.partial", self.folder / "logs"
             for left_behind in (partial, whole):  # by an attempt that was killed
                 shutil.rmtree(left_behind, ignore_errors=True)
@@ -164,7 +161,7 @@ class Loop:
         if not self.uses_logs:
             self.journal.say("replay.mix.real=0: no logs are used")
             return
-        with self._timed("ingest"), self.journal.stages() as watch:
+        with self.timed("ingest"), self.journal.stages() as watch:
             source = Path(self.config.logs) if self.config.logs is not None else self.folder / "logs"
             report = ingest(source, store.path, self.logs_config, storage=self.storage, watch=watch)
             store.refresh()
@@ -173,17 +170,17 @@ class Loop:
 
     def _demonstrate(self) -> None:
         """The scripted expert shows each task in the simulator."""
-        with self._timed("demonstrate"), self._closing(self.make_env()) as env:
+        with self.timed("demonstrate"), self._closing(self.make_env()) as env:
             episodes = self.config.demonstrations_per_task * len(env.tasks)
             expert = ScriptedExpert(env, self.expert)
-            shown = self._roll(env, expert, episodes, "demonstrate", title="demonstrations")
+            shown = self.roll(env, expert, episodes, "demonstrate", title="demonstrations")
             self.store().append(shown)
         self._report_success("the scripted expert showed", shown)
 
     def _clone(self) -> None:
         """A warm start: cloned here, or read from a folder. It also labels whatever came without log-probs."""
         store = self.store()
-        with self._timed("clone"):
+        with self.timed("clone"):
             policy = self._warm_policy(store)
             policy.save(self.folder / "warm_start")
             report = label_unknown_behaviour(policy, store, hold_out(store, self.cloning.held_out, self.seed))
@@ -194,8 +191,8 @@ class Loop:
 
     def _prefill(self) -> None:
         """The warm start acts, so that replay holds what the policy itself does."""
-        with self._timed("prefill"), self._closing(self.make_env()) as env:
-            acted = self._roll(env, self._policy(), self.config.prefill_episodes, "prefill", title="prefill")
+        with self.timed("prefill"), self._closing(self.make_env()) as env:
+            acted = self.roll(env, self.trained_policy(), self.config.prefill_episodes, "prefill", title="prefill")
             self.store().append(acted)
         self._report_success("the warm start acted", acted)
 
@@ -205,95 +202,21 @@ class Loop:
             self.journal.say("replay.mix.imagined=0: no world model is trained" + (
                 ", so no outcome is labelled" if self.replay.outcome_labels else ""))
             return
-        with self._timed("world_model"):
+        with self.timed("world_model"):
             store = self.store()
             self.world_model = WorldModelLearner(
                 self.world_model_config, spec=store.spec, statistics=store.statistics, seed=self.seed,
                 device=str(self.fabric.device))
-            self._fit_world_model(self.world_model_config.steps, "world model")
+            self.fit_world_model(self.world_model_config.steps, "world model")
         if self.replay.outcome_labels:
             rule = self.imagination_config
-            for line in label_outcomes(store, self._model().success_model(), threshold=rule.success_threshold,
+            for line in label_outcomes(store, self.model().success_model(), threshold=rule.success_threshold,
                                        success_frames=rule.success_frames).lines():
                 self.journal.say(line)
 
-    def _improve(self) -> None:
-        """Collect, refit, imagine, update; a checkpoint after every iteration."""
-        store = self.store()
-        policy = self._policy()
-        check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
-        learner = Learner(self.learner_config, fabric=self.fabric, policy=policy, objective=self.objective,
-                          reference=TinyVLA.load(self.folder / "warm_start"), trust=self.trust)
-        if "learner" in self.saved:
-            learner.load_state_dict(self.saved["learner"])
-        sampler = DecisionSampler(store, self._mixture(store), chunk=policy.chunk, seed=self.seed)
-        first, last = self.progress["iteration"], self.config.iterations
-        main = self.fabric.is_global_zero
-        env = self.make_env() if main and first < last else None
-        try:
-            with self.journal.progress("improve", last - first) as bar:
-                for iteration in range(first, last):
-                    if env is not None:
-                        solved = self._gather(env, policy, store, iteration)
-                    self.fabric.barrier()
-                    store.refresh()
-                    metrics = self._update(learner, sampler, iteration)
-                    if main:
-                        metrics |= solved
-                        self.journal.record("train", iteration, metrics)
-                        self.progress["iteration"] = iteration + 1
-                        self._save(learner)
-                        bar.advance(note=f"success {metrics['collected_success']:.2f}")
-        finally:
-            if env is not None:
-                env.close()
-        if main:
-            store.close()
-            policy.save(self.folder / "policy")
+    # -- parts of stages --------------------------------------------------------------------------------------------
 
-    # -- parts of an iteration --------------------------------------------------------------------------------------
-
-    def _gather(self, env: VectorEnv, policy: TinyVLA, store: ReplayStore, iteration: int) -> dict[str, float]:
-        """Fresh simulation, and trajectories imagined from what is stored. Returns what the policy achieved."""
-        config = self.config
-        with self._timed("collect"):
-            acted = self._roll(env, policy, config.episodes_per_iteration, "collect", iteration)
-            store.append(acted)
-        metrics = {"collected_success": _success_rate(acted), "control_steps": sum(map(len, acted))}
-        return metrics | self._imagine(policy, store, iteration, newest=len(acted)) if self.imagines else metrics
-
-    def _imagine(self, policy: TinyVLA, store: ReplayStore, iteration: int, *, newest: int) -> dict[str, float]:
-        """Audit on the ``newest`` episodes before a refit can see them, then imagine unless imagination has drifted."""
-        config = self.config
-        drift = Drift(**self.progress["drift"])
-        paused = not drift.within(self.imagination_config.max_ratio)
-        metrics: dict[str, float] = {}
-        if paused or iteration % self.imagination_config.audit_every == 0:
-            with self._timed("audit"):
-                store.refresh()
-                metrics = self._model().audit(
-                    store, self.imagination_config, episodes=range(len(store) - newest, len(store)))
-            drift = drift.update(metrics)
-            self.progress["drift"] = asdict(drift)
-        if iteration > 0 and iteration % config.refit_every == 0:
-            with self._timed("world_model"):
-                self._fit_world_model(self.world_model_config.round_steps, None)
-        metrics["imagined_ratio"] = drift.ratio
-        # The first imagination always runs: a batch needs something of every source that it is made of.
-        metrics["imagination_paused"] = float(iteration > 0 and not drift.within(self.imagination_config.max_ratio))
-        if metrics["imagination_paused"]:
-            return metrics
-        with self._timed("imagine"):
-            dream = self._model().imagination(
-                store, self.imagination_config, num_envs=config.branches_per_iteration)
-            imagined = self._roll(dream, policy, config.branches_per_iteration, "imagine", iteration)
-            store.append(imagined)
-        return metrics | {
-            "imagined_success": _success_rate(imagined), "imagined_steps": sum(map(len, imagined)),
-            "imagined_uncertainty": sum(float(t.uncertainty.mean()) for t in imagined) / len(imagined),
-            "imagined_return": sum(float(t.reward.sum()) for t in imagined) / len(imagined)}
-
-    def _mixture(self, store: ReplayStore) -> ReplayConfig:
+    def mixture(self, store: ReplayStore) -> ReplayConfig:
         """What updates draw: no logs where none says how it ended. They are cloned and modelled all the same."""
         seen = store.with_outcome_labels() if self.replay.outcome_labels else store
         if not self.uses_logs or has_outcomes(seen, Source.REAL):
@@ -301,23 +224,9 @@ class Loop:
         self.journal.say("no log has a known success: updates draw none of them (the world model and the clone do)")
         return replace(self.replay, mix={**self.replay.mix, Source.REAL.value: 0.0})
 
-    def _update(self, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
-        """Mean metrics of this iteration's updates."""
-        updates, first = self.config.updates_per_iteration, learner.policy.version
-        plans = (sampler.plan(iteration * updates + i, version=first + i, now=time.time(),
-                              rank=self.fabric.global_rank, world_size=self.fabric.world_size) for i in range(updates))
-        device = self.fabric.device
-        pinned = partial(sampler.buffers, pin=device.type == "cuda")
-        with self._timed("update"):
-            rows = [learner.update(to_torch(batch, device)) for batch in prefetch(sampler, plans, pinned)]
-        names = dict.fromkeys(name for row in rows for name in row)
-        # A source's share is 0 in an update that did not draw it; any other metric is a mean over where it was seen.
-        return {name: sum(row[name] for row in rows if name in row)
-                / (len(rows) if name.startswith("gradient_share") else sum(name in row for row in rows))
-                for name in names}
-
-    def _fit_world_model(self, steps: int, title: str | None) -> None:
-        model, store = self._model(), self.store()
+    def fit_world_model(self, steps: int, title: str | None) -> None:
+        """Fit the world model ``steps`` further on the store; with a ``title`` a progress bar shows it."""
+        model, store = self.model(), self.store()
         if title is None:
             metrics = model.fit(store, steps)
         else:
@@ -344,10 +253,10 @@ class Loop:
             clone(policy, seen, self.cloning, seed=self.seed, device=self.fabric.device, log=log)
         return policy
 
-    def _roll(
+    def roll(
         self, env: Env, policy: Policy, episodes: int, purpose: str, number: int = 0, *, title: str | None = None
     ) -> list[Trajectory]:
-        """``episodes`` training episodes, dealt over the rows of ``env``; ``purpose`` and ``number`` seed them."""
+        """Play ``episodes`` training episodes, dealt over the rows of ``env``; ``purpose``, ``number`` seed them."""
         seeds: list[list[int]] = [[] for _ in range(env.num_envs)]
         for i in range(episodes):
             seeds[i % env.num_envs].append(training_episode(self.seed, purpose, number, i))
@@ -363,14 +272,14 @@ class Loop:
 
     # -- state ------------------------------------------------------------------------------------------------------
 
-    def _save(self, learner: Learner | None = None) -> None:
-        """The one resume point. Called by the first rank only."""
+    def save(self, learner: Mapping[str, Any] | None = None) -> None:
+        """Write the one resume point, with the ``learner``'s state. Called by the first rank only."""
         self.progress["position"] = self.store().position if self._has_store() else {}
         state: dict[str, Any] = {"progress": self.progress, "rng": torch.get_rng_state()}
         if self.policy is not None:
             state["policy"] = self.policy.state_dict()
         if learner is not None:
-            state["learner"] = learner.state_dict()
+            state["learner"] = dict(learner)
         if self.world_model is not None:
             state["world_model"] = self.world_model.state_dict()
         number = self.progress["stage"] * 1_000_000 + self.progress["iteration"]
@@ -419,19 +328,22 @@ class Loop:
             self._opened = ReplayStore.open(self.folder / "replay.zarr", self.storage)
         return self._opened
 
-    def _model(self) -> WorldModelLearner:
+    def model(self) -> WorldModelLearner:
+        """The world model, once ``fit`` is done."""
         assert self.world_model is not None, "the fit stage comes first"
         return self.world_model
 
-    def _policy(self) -> TinyVLA:
+    def trained_policy(self) -> TinyVLA:
+        """The policy, once ``clone`` is done."""
         assert self.policy is not None, "the clone stage comes first"
         return self.policy
 
     def _report_success(self, what: str, trajectories: list[Trajectory]) -> None:
-        self.journal.say(f"{what} {len(trajectories)} episodes, {_success_rate(trajectories):.0%} successful")
+        self.journal.say(f"{what} {len(trajectories)} episodes, {success_rate(trajectories):.0%} successful")
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
+        """Add what the block takes to ``progress["seconds"][name]``."""
         begun = time.perf_counter()
         yield
         self.progress["seconds"][name] = self.progress["seconds"].get(name, 0.0) + time.perf_counter() - begun
@@ -444,5 +356,6 @@ class Loop:
             env.close()
 
 
-def _success_rate(trajectories: list[Trajectory]) -> float:
+def success_rate(trajectories: Sequence[Trajectory]) -> float:
+    """Share of the trajectories that ended in success; 0 of none."""
     return sum(t.success == "yes" for t in trajectories) / max(len(trajectories), 1)

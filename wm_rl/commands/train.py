@@ -15,7 +15,9 @@ from sim.expert import ExpertConfig
 from sim.vector import VectorEnv
 from wm_rl import interrupts
 from wm_rl.cloning import CloningConfig
+from wm_rl.cluster.config import RayRuntime
 from wm_rl.evaluation import EvaluationConfig
+from wm_rl.improve import improve
 from wm_rl.journal import Journal
 from wm_rl.learner import LearnerConfig
 from wm_rl.loop import Loop, LoopConfig
@@ -62,7 +64,7 @@ def train(
             folder=run, seed=seed, config=loop, env=env, stand_in=stand_in, expert=expert, logs=logs, policy=policy,
             objective=objective, replay=replay, storage=storage, trust=trust, learner=learner, cloning=cloning,
             world_model=world_model, imagination=imagination, fabric=fabric, journal=journal)
-        closed.run()
+        closed.run(runtime.improve if isinstance(runtime, RayRuntime) else improve)
         if fabric.is_global_zero:
             judge_run(closed, evaluation)
         fabric.barrier()

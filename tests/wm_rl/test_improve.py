@@ -9,6 +9,7 @@ from data.outcome_labels import OutcomeLabel, write_labels
 from data.store import ReplayStore
 from data.types import Source, Success
 from tests import examples
+from wm_rl.improve import imagine
 from wm_rl.loop import Loop
 from world_model.config import ImaginationConfig
 
@@ -41,7 +42,7 @@ def scripted(claims):
     loop.imagination_config = ImaginationConfig(max_ratio=2.0, audit_every=4)
     loop.progress = {"seconds": {}, "drift": {"imagined": 0.0, "recorded": 0.0}}
     loop.world_model = Audited(claims)
-    loop._roll = lambda *given: []
+    loop.roll = lambda *given: []
     return loop
 
 
@@ -50,7 +51,7 @@ def test_it_pauses_while_imagination_claims_too_much_and_audits_every_iteration_
     seen = []
     for iteration in range(8):
         try:
-            metrics = loop._imagine(None, Store(range(10)), iteration, newest=2)
+            metrics = imagine(loop, None, Store(range(10)), iteration, newest=2)
         except ZeroDivisionError:  # no imagined episode to average over
             metrics = {"imagination_paused": 0.0}
         seen.append((metrics["imagination_paused"], loop.world_model.audits, loop.world_model.imagined))
@@ -62,7 +63,7 @@ def test_it_pauses_while_imagination_claims_too_much_and_audits_every_iteration_
 def test_the_first_imagination_always_runs():
     loop = scripted([(20, 0)])
     with pytest.raises(ZeroDivisionError):
-        loop._imagine(None, Store(range(10)), 0, newest=2)
+        imagine(loop, None, Store(range(10)), 0, newest=2)
     assert loop.world_model.imagined == 1
 
 
@@ -70,12 +71,12 @@ def test_an_audit_comes_before_the_refit_that_sees_its_episodes():
     loop, order = scripted([(1, 1)] * 2), []
     loop.config.refit_every = 4
     loop.world_model_config = SimpleNamespace(round_steps=5)
-    loop._fit_world_model = lambda steps, title: order.append("refit")
+    loop.fit_world_model = lambda steps, title: order.append("refit")
     audit = loop.world_model.audit
     loop.world_model.audit = lambda *given, **named: order.append("audit") or audit(*given, **named)
     for iteration in (0, 4):
         with pytest.raises(ZeroDivisionError):
-            loop._imagine(None, Store(range(10)), iteration, newest=2)
+            imagine(loop, None, Store(range(10)), iteration, newest=2)
     assert order == ["audit", "audit", "refit"]
 
 
@@ -87,14 +88,14 @@ def test_logs_without_a_known_success_stay_out_of_the_updates_and_that_is_said(t
     said = []
     loop = Loop.__new__(Loop)
     loop.uses_logs, loop.replay, loop.journal = True, examples.REPLAY, SimpleNamespace(say=said.append)
-    assert loop._mixture(store).mix == {"sim": 0.5, "real": 0.0, "imagined": 0.25}
+    assert loop.mixture(store).mix == {"sim": 0.5, "real": 0.0, "imagined": 0.25}
     assert said == ["no log has a known success: updates draw none of them (the world model and the clone do)"]
     write_labels(store.path, str(store.episodes.segment[1]),
                  {0: OutcomeLabel(success=Success.NO, step=-1, probability=0.0)}, {"model": "m"})
-    assert loop._mixture(store).mix["real"] == 0
+    assert loop.mixture(store).mix["real"] == 0
     loop.replay = dataclasses.replace(examples.REPLAY, outcome_labels=True)
-    assert loop._mixture(store) == loop.replay
+    assert loop.mixture(store) == loop.replay
     loop.replay = examples.REPLAY
     store.append([examples.trajectory(3, 4, Source.REAL)])
-    assert loop._mixture(store) == examples.REPLAY
+    assert loop.mixture(store) == examples.REPLAY
     assert len(said) == 2

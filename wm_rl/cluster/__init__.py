@@ -1,0 +1,1 @@
+"""The last stage of the loop spread over Ray actors: ``runtime=ray``."""

@@ -1,0 +1,73 @@
+"""Settings of ``runtime=ray``. Imports no Ray: a command line that does not use it needs none."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning.fabric import Fabric
+
+from data.types import UserError
+
+if TYPE_CHECKING:
+    from wm_rl.loop import Loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayRuntime:
+    """How the last stage is spread; the stages before it run in the driver, as ``runtime=local`` runs them."""
+
+    fabric: Callable[[], Fabric]
+    """Device and precision of the driver's own stages and of the learner."""
+    address: str | None
+    """Cluster to join (``host:port``, or ``auto``); null starts one on this machine, which listens to 127.0.0.1 only
+    and ends with the driver."""
+    object_store_bytes: int
+    """Shared memory of a cluster that is started here."""
+    collectors: int
+    """Processes that simulate, each with ``env.num_envs`` rows."""
+    inference_servers: int
+    imaginers: int
+    batch_size: int
+    """Rows at which an inference server stops waiting for more."""
+    max_age_ms: float
+    """Longest that a request waits for others to share its forward pass, once the server is free."""
+    publish_every: int
+    """Updates between two publications of the weights."""
+    max_lag: float
+    """Mean lag of what arrives, in updates, above which collectors play fewer rows at a time (never less than one)."""
+    updates_per_episode: float | None
+    """Most updates per collected episode; collectors wait while they are an iteration ahead of it. Null keeps the ratio
+    of ``runtime=local``, ``.inf`` lets each side run as fast as it can."""
+    patience: float
+    """Seconds that a step of a simulator may take before its collector is killed and replaced; anybody else's call may
+    take ten times as long."""
+    max_restarts: int
+    """Deaths of one actor after which the run stops."""
+
+    def __call__(self) -> Fabric:
+        """For the stages, and the commands, that run in one process."""
+        return self.fabric()
+
+    def improve(self, loop: Loop) -> None:
+        """Run the last stage of ``loop`` spread over actors."""
+        from wm_rl.cluster.driver import improve_on_cluster  # late: needs Ray
+
+        improve_on_cluster(loop, self)
+
+    def __post_init__(self) -> None:
+        """Refuse counts that make no run, and a machine without Ray."""
+        for name in ("collectors", "inference_servers", "imaginers", "batch_size", "publish_every", "max_restarts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"runtime.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("object_store_bytes", "max_lag", "updates_per_episode", "patience"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"runtime.{name} must be positive, got {value}")
+        if not self.max_age_ms >= 0:
+            raise UserError(f"runtime.max_age_ms must not be negative, got {self.max_age_ms}")
+        if importlib.util.find_spec("ray") is None:
+            raise UserError("runtime=ray: expected the package ray, which is not installed; type: "
+                            "pip install 'wm-rl[ray]'")

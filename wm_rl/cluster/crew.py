@@ -1,0 +1,146 @@
+"""Actors under supervision: every call has an answer to wait for and a time by which it must come.
+
+An actor that died, or is silent for too long, is killed and replaced under the same handle (Ray's restart), then told
+how to begin again. Nothing here waits for one actor while another has something to say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from data.types import UserError
+
+_STARTING = 900.0
+"""Seconds that an actor may take to appear: on a busy machine imports alone take minutes."""
+_RETRY = 0.5
+"""Seconds between two knocks on the door of an actor that is being restarted."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One actor."""
+
+    name: str
+    handle: Any
+    begin: Callable[[Member], None]
+    """Called once it is there, and again whenever it was replaced."""
+    up: bool = False
+    pid: int = 0
+    """Of its process, on whatever machine that is."""
+    restarts: int = 0
+    knock_at: float = 0.0
+    """When to ask again whether it is there, on the monotonic clock."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    member: Member
+    method: str
+    then: Callable[[Any], None]
+    due: float
+
+
+class Crew:
+    """All actors of a run."""
+
+    def __init__(self, *, patience: float, max_restarts: int, say: Callable[[str], None]) -> None:
+        """``patience``: seconds that an actor may take to answer a call that sets no time of its own."""
+        self.patience, self._max_restarts, self._say = patience, max_restarts, say
+        self.members: list[Member] = []
+        self._pending: dict[Any, _Call] = {}
+
+    def hire(
+        self, name: str, kind: type, *arguments: Any, begin: Callable[[Member], None], options: dict[str, Any],
+        **named: Any,
+    ) -> Member:
+        """Start an actor of class ``kind``; ``begin(member)`` follows when it is there."""
+        handle: Any = ray.remote(kind).options(max_restarts=-1, **options).remote(*arguments, **named)
+        member = Member(name, handle, begin)
+        self.members.append(member)
+        self._knock(member)
+        return member
+
+    def ask(
+        self, member: Member, method: str, *arguments: Any, then: Callable[[Any], None] = lambda _: None,
+        patience: float | None = None, returns: int = 1,
+    ) -> Any:
+        """Call a method; ``then(answer)`` follows. Returns a reference to the second of two results."""
+        results = getattr(member.handle, method).options(num_returns=returns).remote(*arguments)
+        first, rest = (results, None) if returns == 1 else (results[0], results[1])
+        due = time.monotonic() + (self.patience if patience is None else patience)
+        self._pending[first] = _Call(member, method, then, due)
+        return rest
+
+    def busy(self, member: Member, method: str) -> bool:
+        """It is not there, or has not answered that call yet."""
+        return not member.up or any(call.member is member and call.method == method for call in self._pending.values())
+
+    def attend(self, timeout: float) -> None:
+        """Wait up to ``timeout`` seconds for answers and deal with those that came, then with what did not come."""
+        ready = ray.wait(list(self._pending), num_returns=1, timeout=timeout)[0] if self._pending else []
+        ready += ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0] if ready else []
+        for reference in dict.fromkeys(ready):
+            call = self._pending.pop(reference, None)
+            if call is not None:  # else its actor is known to be gone
+                self._deal(reference, call)
+        now = time.monotonic()
+        for member in self.members:
+            if not member.up and now >= member.knock_at and not self._calls(member):
+                self._knock(member)
+        for call in list(self._pending.values()):
+            if now > call.due and call in self._pending.values():
+                self.replace(call.member, f"no answer to {call.method} for too long")
+
+    def replace(self, member: Member, why: str) -> None:
+        """Kill an actor that cannot be relied on; Ray starts it anew."""
+        ray.kill(member.handle, no_restart=False)
+        self._gone(member, why)
+
+    @property
+    def restarts(self) -> int:
+        """Of all actors."""
+        return sum(member.restarts for member in self.members)
+
+    def _deal(self, reference: Any, call: _Call) -> None:
+        member = call.member
+        try:
+            answer = ray.get(reference)
+        except ActorUnavailableError:
+            member.knock_at = time.monotonic() + _RETRY
+            if member.up:
+                self._gone(member, "died")
+        except RayActorError as error:
+            if not member.up:
+                raise UserError(f"{member.name} could not be started: {str(error).strip().splitlines()[-1]}") from error
+            self._gone(member, "died")
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            self.replace(member, f"{call.method} failed: {type(error.cause).__name__}: {error.cause}")
+        else:
+            call.then(answer)
+
+    def _gone(self, member: Member, why: str) -> None:
+        self._pending = {reference: call for reference, call in self._pending.items() if call.member is not member}
+        member.restarts += 1
+        member.up, member.knock_at = False, time.monotonic() + _RETRY
+        if member.restarts > self._max_restarts:
+            raise UserError(f"{member.name} was replaced {self._max_restarts} times, and failed again ({why}); see "
+                            "what is wrong with it, or raise runtime.max_restarts, then resume the run")
+        self._say(f"{member.name}: {why}; replaced ({member.restarts})")
+
+    def _knock(self, member: Member) -> None:
+        def there(pid: int) -> None:
+            member.up, member.pid = True, pid
+            member.begin(member)
+
+        self.ask(member, "ready", then=there, patience=_STARTING)
+
+    def _calls(self, member: Member) -> bool:
+        return any(call.member is member for call in self._pending.values())

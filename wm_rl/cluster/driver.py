@@ -1,0 +1,282 @@
+"""The last stage of the loop with its parts side by side: nobody waits for anybody but by choice.
+
+The driver does no work itself. It starts the actors, hands out weights and world models as they appear (by reference:
+whoever made them goes on), keeps the balance of collecting and updating, counts, and writes the checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from lightning.fabric import Fabric
+from rich.markup import escape
+
+from data.types import Source
+from wm_rl.cluster.collecting import Collector
+from wm_rl.cluster.config import RayRuntime
+from wm_rl.cluster.crew import Crew, Member
+from wm_rl.cluster.imagining import Imaginer, ModelLearner
+from wm_rl.cluster.inference import InferenceServer
+from wm_rl.cluster.learning import PolicyLearner, Updates
+from wm_rl.cluster.pace import Pace
+from wm_rl.cluster.start import cluster
+from wm_rl.cluster.tally import Tally
+from wm_rl.cluster.writer import Writer
+from wm_rl.learner import Learner, LearnerConfig
+from wm_rl.loop import Loop
+from wm_rl.objectives import Objective
+from wm_rl.policy import TinyVLA, check_compatible
+from wm_rl.trust import Trust
+from world_model.audit import Drift
+from world_model.learner import WorldModelLearner
+
+_TICK = 0.05
+"""Longest time in s between two looks at what is to be done."""
+_REPORT_EVERY = 0.5
+"""Seconds between two questions to an actor how it fares."""
+
+
+def improve_on_cluster(loop: Loop, runtime: RayRuntime) -> None:
+    """Run the updates that are not done yet, with everything they need around them."""
+    updates = loop.config.iterations * loop.config.updates_per_iteration
+    if loop.progress["iteration"] < loop.config.iterations:
+        loop.store().close()  # from here on another process writes
+        with loop.timed("improve"), cluster(runtime, cpus=runtime.collectors + runtime.imaginers) as here:
+            _Driver(loop, runtime, here).run(updates)
+    elif "learner" in loop.saved:
+        loop.trained_policy().load_state_dict(loop.saved["learner"]["policy"])
+        loop.trained_policy().version = loop.saved["learner"]["version"]
+    loop.trained_policy().save(loop.folder / "policy")
+
+
+class _Driver:
+    """One run of the stage; ``counters`` go on where the last checkpoint left them."""
+
+    def __init__(self, loop: Loop, runtime: RayRuntime, here: Mapping[str, Any]) -> None:
+        self.loop, self.runtime, self.config = loop, runtime, loop.config
+        self.counters: dict[str, int] = loop.progress.setdefault("cluster", {
+            "collected": loop.progress["iteration"] * loop.config.episodes_per_iteration, "streams": 0})
+        self.learned: dict[str, Any] = loop.saved.get("learner", {})
+        self.version = int(self.learned.get("version", 0))
+        weights = self.learned["policy"] if self.learned else loop.trained_policy().state_dict()
+        self.published: tuple[Any, int] = ray.put(weights), self.version
+        self.model_state = ray.put(loop.model().state_dict()) if loop.imagines else None
+        self.rounds = self.counters["collected"] // self.config.episodes_per_iteration
+        self.branches_due = 0
+        self.asked = 0.0
+        self.pace = Pace.of(runtime, loop.config, rows=self._rows(), collected=self.counters["collected"],
+                            version=self.version)
+        self.tally = Tally()
+        self.crew = Crew(patience=10 * runtime.patience, max_restarts=runtime.max_restarts,
+                         say=lambda text: loop.journal.say(escape(text)))
+        self._hire(dict(here))
+
+    def run(self, updates: int) -> None:
+        """Until the policy has had that many updates."""
+        loop, crew = self.loop, self.crew
+        with loop.journal.progress("improve", self.config.iterations - loop.progress["iteration"]) as self.bar:
+            while self.version < updates or crew.busy(self.learner, "state"):
+                crew.attend(_TICK)
+                if self.version < updates:
+                    self._update()
+                if time.monotonic() - self.asked > _REPORT_EVERY:
+                    self.asked = time.monotonic()
+                    self._ask_how_they_fare()
+        for member in (*self.collectors, *self.imaginers):
+            ray.kill(member.handle)
+        ray.get(self.writer.handle.close.remote(), timeout=self.crew.patience)
+        loop.store().refresh()
+
+    # -- who there is -----------------------------------------------------------------------------------------------
+
+    def _hire(self, here: dict[str, Any]) -> None:
+        """Start everyone. Those who read or write the store are beside it, collectors and servers anywhere."""
+        loop, runtime, hire = self.loop, self.runtime, self.crew.hire
+        policy, store, storage = loop.trained_policy(), loop.store(), loop.storage
+        check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
+        self.replay = loop.mixture(store)
+        new_policy = partial(TinyVLA, policy.config, spec=policy.spec, statistics=policy.statistics, seed=0)
+        self.writer = hire("the writer", Writer, store.path, storage, loop.folder / "quarantine",
+                           begin=lambda member: None, options=here)
+        self.servers = [hire(f"inference server {i}", InferenceServer, new_policy, batch_size=runtime.batch_size,
+                             max_age=runtime.max_age_ms / 1e3, begin=self._send_weights,
+                             options={"num_cpus": 0, "scheduling_strategy": "SPREAD", "max_concurrency": 1000})
+                        for i in range(runtime.inference_servers)]
+
+        def server(i: int) -> Any:
+            return self.servers[i % len(self.servers)].handle
+
+        self.collectors = [hire(f"collector {i}", Collector, partial(_collector_env, loop.make_env), server(i),
+                                self.writer.handle, seed=loop.seed, chunk=policy.chunk, limit=self.pace.limit,
+                                begin=self._play,
+                                options={"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": 2})
+                           for i in range(runtime.collectors)]
+        learner = partial(_new_learner, loop.learner_config, loop.folder / "warm_start", loop.objective, loop.trust)
+        self.learner = hire("the learner", PolicyLearner, runtime.fabric, learner, store.path, storage, self.replay,
+                            seed=loop.seed, begin=self._resume_learner, options=here)
+        self.imaginers: list[Member] = []
+        if not loop.imagines:
+            return
+        model = partial(WorldModelLearner, loop.world_model_config, spec=store.spec, statistics=store.statistics,
+                        seed=loop.seed)
+        self.modeller = hire("the world model's learner", ModelLearner, model, loop.imagination_config, store.path,
+                             storage, begin=self._send_model, options=here)
+        self.imaginers = [hire(f"imaginer {i}", Imaginer, model, loop.imagination_config, store.path, storage,
+                               server(i), self.writer.handle, seed=loop.seed, chunk=policy.chunk,
+                               begin=self._send_model, options={**here, "num_cpus": 1})
+                          for i in range(runtime.imaginers)]
+
+    def _rows(self) -> int:
+        keywords = getattr(self.loop.make_env, "keywords", {})
+        return int(keywords.get("num_envs", 1))
+
+    def _stream(self) -> int:
+        """A number that no collector or imaginer of this run had before, so that no episode's seed comes twice."""
+        self.counters["streams"] += 1
+        return self.counters["streams"]
+
+    def _play(self, member: Member) -> None:
+        self.crew.ask(member, "play", self._stream(), patience=float("inf"))
+
+    def _send_weights(self, member: Member) -> None:
+        self.crew.ask(member, "load", *self.published)
+
+    def _send_model(self, member: Member) -> None:
+        self.crew.ask(member, "load", self.model_state)
+
+    def _resume_learner(self, member: Member) -> None:
+        """What was learned since the last checkpoint is lost with a learner that died, and nothing else."""
+        if self.learned:
+            self.crew.ask(member, "load", self.learned)
+            self.version = int(self.learned["version"])
+        else:
+            self.version = 0
+        self.tally.clear_updates()
+
+    # -- updates ----------------------------------------------------------------------------------------------------
+
+    def _update(self) -> None:
+        """Keep the learner busy while there is data for it."""
+        if self.crew.busy(self.learner, "update") or not self._has_every_source():
+            return
+        per_iteration = self.config.updates_per_iteration
+        count = min(self.runtime.publish_every, per_iteration - self.version % per_iteration,
+                    self.pace.updates_allowed(self.version))
+        if count > 0:
+            weights = self.crew.ask(self.learner, "update", count, returns=2,
+                                    then=lambda updates: self._updated(updates, weights))
+
+    def _has_every_source(self) -> bool:
+        if self.version == 0:
+            self.loop.store().refresh()
+        present = self.loop.store().episodes.source
+        return all((present == source).any() for source, weight in self.replay.mix.items() if weight > 0)
+
+    def _updated(self, updates: Updates, weights: Any) -> None:
+        self.version, self.published = updates.version, (weights, updates.version)
+        self.tally.updated(updates)
+        for server in self.servers:
+            if not self.crew.busy(server, "load"):  # else the next publication is newer
+                self._send_weights(server)
+        if self.version % self.config.updates_per_iteration == 0:
+            iteration = self.version // self.config.updates_per_iteration
+            self.crew.ask(self.learner, "state", then=partial(self._checkpoint, iteration))
+
+    def _checkpoint(self, iteration: int, learned: dict[str, Any]) -> None:
+        loop = self.loop
+        self.learned = learned
+        loop.trained_policy().load_state_dict(learned["policy"])
+        loop.trained_policy().version = learned["version"]
+        metrics = self.tally.row(restarts=self.crew.restarts, limit=self.pace.limit)
+        loop.journal.record("train", iteration - 1, metrics)
+        loop.progress["iteration"] = iteration
+        loop.store().refresh()
+        loop.save(learned)
+        self.bar.advance(note=f"success {metrics['collected_success']:.2f}, lag {metrics['lag']:.0f}")
+
+    # -- what comes in ----------------------------------------------------------------------------------------------
+
+    def _ask_how_they_fare(self) -> None:
+        ask, busy = self.crew.ask, self.crew.busy
+        if not busy(self.writer, "report"):
+            ask(self.writer, "report", then=self._arrived)
+        for server in self.servers:
+            if not busy(server, "report"):
+                ask(server, "report", then=partial(self.tally.served, server.name))
+        for collector in self.collectors:
+            if not busy(collector, "status"):
+                ask(collector, "status", then=partial(self._fares, collector), patience=self.runtime.patience)
+        for imaginer in self.imaginers:
+            if self.branches_due and not busy(imaginer, "imagine") and not busy(imaginer, "load"):
+                branches, self.branches_due = self.branches_due, 0
+                ask(imaginer, "imagine", self._stream(), branches)
+
+    def _fares(self, collector: Member, status: dict[str, float]) -> None:
+        """Replace a simulator that hangs; tell one that plays how many rows it may."""
+        if status["quiet"] > self.runtime.patience:
+            self.crew.replace(collector, f"its simulator has not moved for {status['quiet']:.0f} s")
+            return
+        self.tally.collecting(collector.name, status)
+        self.crew.ask(collector, "limit", self.pace.limit)
+
+    def _arrived(self, news: list[Any]) -> None:
+        self.tally.arrived(news, self.version)
+        simulated = [arrival for arrival in news if arrival.source is Source.SIM and arrival.stored]
+        self.counters["collected"] += len(simulated)
+        self.pace.arrived([self.version - arrival.version for arrival in simulated], self.version)
+        if news:
+            self.loop.store().refresh()
+        while self.loop.imagines and self.rounds < self.counters["collected"] // self.config.episodes_per_iteration:
+            self._round()
+
+    # -- imagination ------------------------------------------------------------------------------------------------
+
+    def _round(self) -> None:
+        """An iteration's worth of episodes arrived: audit, refit and imagine as ``runtime=local`` does."""
+        loop, number = self.loop, self.rounds
+        self.rounds += 1
+        drifted = not self._drift().within(loop.imagination_config.max_ratio)
+        if drifted or number % loop.imagination_config.audit_every == 0:
+            self.crew.ask(self.modeller, "audit", self.config.episodes_per_iteration, then=self._audited)
+        if number > 0 and number % self.config.refit_every == 0:
+            state = self.crew.ask(self.modeller, "refit", loop.world_model_config.round_steps, returns=2,
+                                  then=lambda metrics: self._refitted(metrics, state))
+        paused = number > 0 and drifted
+        self.tally.note({"imagined_ratio": self._drift().ratio, "imagination_paused": float(paused)})
+        if not paused:
+            self.branches_due += self.config.branches_per_iteration
+
+    def _drift(self) -> Drift:
+        return Drift(**self.loop.progress["drift"])
+
+    def _audited(self, metrics: dict[str, float]) -> None:
+        self.loop.progress["drift"] = asdict(self._drift().update(metrics))
+        self.tally.note(metrics)
+
+    def _refitted(self, metrics: dict[str, float], state: Any) -> None:
+        self.model_state = state
+        for imaginer in self.imaginers:
+            if imaginer.up:
+                self._send_model(imaginer)
+        model = self.loop.model()
+        model.load_state_dict(ray.get(state))  # the checkpoint's copy
+        self.loop.journal.record("world_model", model.version - 1, metrics)
+
+
+def _collector_env(make_env: Any) -> Any:
+    """All rows in the collector's own process."""
+    return make_env(workers=0)
+
+
+def _new_learner(
+    config: LearnerConfig, warm_start: Path, objective: Objective, trust: Trust, fabric: Fabric
+) -> Learner:
+    """As it is before the first update: at the warm start."""
+    policy, reference = TinyVLA.load(warm_start), TinyVLA.load(warm_start)
+    return Learner(config, fabric=fabric, policy=policy, reference=reference, objective=objective, trust=trust)

@@ -1,0 +1,41 @@
+"""Where the actors run: a cluster of this machine's own, or one to join."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from wm_rl.cluster.config import RayRuntime
+
+_SWITCHES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0",
+             "RAY_kill_child_processes_on_worker_exit": "1", "RAY_worker_register_timeout_seconds": "600",
+             "RAY_agent_register_timeout_ms": "600000"}
+"""Ray's own: every port on 127.0.0.1; nothing is reported to anyone; no child outlives its actor; a busy machine may
+take long to start a process."""
+
+
+@contextmanager
+def cluster(runtime: RayRuntime, *, cpus: int) -> Iterator[dict[str, Any]]:
+    """Ray, until the block ends; yields the options that keep an actor on this node, beside the store.
+
+    A cluster that is started here has ``cpus`` logical CPUs and no dashboard. It ends with the driver, also when that
+    is killed: Ray's reaper sees to it.
+    """
+    if runtime.address is None:
+        os.environ.update({name: os.environ.get(name, value) for name, value in _SWITCHES.items()})
+    import ray  # late: it reads these
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if runtime.address is None:
+        ray.init(address="local", num_cpus=cpus, object_store_memory=runtime.object_store_bytes,
+                 include_dashboard=False, **quiet)
+    else:
+        ray.init(address=runtime.address, **quiet)
+    try:
+        here = ray.get_runtime_context().get_node_id()
+        yield {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    finally:
+        ray.shutdown()

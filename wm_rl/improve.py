@@ -1,0 +1,116 @@
+"""The last stage of the loop in one process: collect, refit, imagine, update, a checkpoint after every iteration.
+
+Reproducible bit for bit. ``wm_rl.cluster`` does the same with its parts running side by side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+
+from data.batches import to_torch
+from data.prefetch import prefetch
+from data.sampler import DecisionSampler
+from data.store import ReplayStore
+from sim.vector import VectorEnv
+from wm_rl.learner import Learner
+from wm_rl.loop import Loop, success_rate
+from wm_rl.policy import TinyVLA, check_compatible
+from world_model.audit import Drift
+
+
+def improve(loop: Loop) -> None:
+    """Run the iterations that are not done yet."""
+    store = loop.store()
+    policy = loop.trained_policy()
+    check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
+    learner = Learner(loop.learner_config, fabric=loop.fabric, policy=policy, objective=loop.objective,
+                      reference=TinyVLA.load(loop.folder / "warm_start"), trust=loop.trust)
+    if "learner" in loop.saved:
+        learner.load_state_dict(loop.saved["learner"])
+    sampler = DecisionSampler(store, loop.mixture(store), chunk=policy.chunk, seed=loop.seed)
+    first, last = loop.progress["iteration"], loop.config.iterations
+    main = loop.fabric.is_global_zero
+    env = loop.make_env() if main and first < last else None
+    try:
+        with loop.journal.progress("improve", last - first) as bar:
+            for iteration in range(first, last):
+                if env is not None:
+                    solved = _gather(loop, env, policy, store, iteration)
+                loop.fabric.barrier()
+                store.refresh()
+                metrics = _update(loop, learner, sampler, iteration)
+                if main:
+                    metrics |= solved
+                    loop.journal.record("train", iteration, metrics)
+                    loop.progress["iteration"] = iteration + 1
+                    loop.save(learner.state_dict())
+                    bar.advance(note=f"success {metrics['collected_success']:.2f}")
+    finally:
+        if env is not None:
+            env.close()
+    if main:
+        store.close()
+        policy.save(loop.folder / "policy")
+
+
+def mean_metrics(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over updates; a source's share is 0 in one that did not draw it, the rest are means over where seen."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: sum(row[name] for row in rows if name in row)
+            / (len(rows) if name.startswith("gradient_share") else sum(name in row for row in rows))
+            for name in names}
+
+
+def imagine(loop: Loop, policy: TinyVLA, store: ReplayStore, iteration: int, *, newest: int) -> dict[str, float]:
+    """Audit on the ``newest`` episodes before a refit can see them, then imagine unless imagination has drifted."""
+    config = loop.config
+    drift = Drift(**loop.progress["drift"])
+    paused = not drift.within(loop.imagination_config.max_ratio)
+    metrics: dict[str, float] = {}
+    if paused or iteration % loop.imagination_config.audit_every == 0:
+        with loop.timed("audit"):
+            store.refresh()
+            metrics = loop.model().audit(
+                store, loop.imagination_config, episodes=range(len(store) - newest, len(store)))
+        drift = drift.update(metrics)
+        loop.progress["drift"] = asdict(drift)
+    if iteration > 0 and iteration % config.refit_every == 0:
+        with loop.timed("world_model"):
+            loop.fit_world_model(loop.world_model_config.round_steps, None)
+    metrics["imagined_ratio"] = drift.ratio
+    # The first imagination always runs: a batch needs something of every source that it is made of.
+    metrics["imagination_paused"] = float(iteration > 0 and not drift.within(loop.imagination_config.max_ratio))
+    if metrics["imagination_paused"]:
+        return metrics
+    with loop.timed("imagine"):
+        dream = loop.model().imagination(
+            store, loop.imagination_config, num_envs=config.branches_per_iteration)
+        imagined = loop.roll(dream, policy, config.branches_per_iteration, "imagine", iteration)
+        store.append(imagined)
+    return metrics | {
+        "imagined_success": success_rate(imagined), "imagined_steps": sum(map(len, imagined)),
+        "imagined_uncertainty": sum(float(t.uncertainty.mean()) for t in imagined) / len(imagined),
+        "imagined_return": sum(float(t.reward.sum()) for t in imagined) / len(imagined)}
+
+
+def _gather(loop: Loop, env: VectorEnv, policy: TinyVLA, store: ReplayStore, iteration: int) -> dict[str, float]:
+    """Fresh simulation, and trajectories imagined from what is stored. Returns what the policy achieved."""
+    with loop.timed("collect"):
+        acted = loop.roll(env, policy, loop.config.episodes_per_iteration, "collect", iteration)
+        store.append(acted)
+    metrics = {"collected_success": success_rate(acted), "control_steps": sum(map(len, acted))}
+    return metrics | imagine(loop, policy, store, iteration, newest=len(acted)) if loop.imagines else metrics
+
+
+def _update(loop: Loop, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
+    """Mean metrics of this iteration's updates."""
+    updates, first = loop.config.updates_per_iteration, learner.policy.version
+    plans = (sampler.plan(iteration * updates + i, version=first + i, now=time.time(),
+                          rank=loop.fabric.global_rank, world_size=loop.fabric.world_size) for i in range(updates))
+    device = loop.fabric.device
+    pinned = partial(sampler.buffers, pin=device.type == "cuda")
+    with loop.timed("update"):
+        return mean_metrics([learner.update(to_torch(batch, device)) for batch in prefetch(sampler, plans, pinned)])
