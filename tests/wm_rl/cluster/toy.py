@@ -1,10 +1,6 @@
-"""A toy simulator with faults, and a loop that stands at its last stage.
-
-``python -m tests.wm_rl.cluster.toy FOLDER``: run that stage in FOLDER, or resume it.
-"""
+"""A toy simulator with faults, and a loop that stands at its last stage."""
 
 import os
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -92,8 +88,8 @@ class ToyEnv:
 def runtime(**changes):
     """On a cluster of its own, or on that which RAY_ADDRESS names."""
     values = {"address": os.environ.get("RAY_ADDRESS"), "object_store_bytes": 100 * 2**20, "collectors": 1,
-              "inference_servers": 1, "imaginers": 1, "batch_size": 4, "max_age_ms": 5.0, "publish_every": 2, "max_lag": 20.0,
-              "updates_per_episode": None, "patience": 120.0, "max_restarts": 3} | changes
+              "inference_servers": 1, "imaginers": 1, "batch_size": 4, "max_age_ms": 5.0, "publish_every": 2,
+              "max_lag": 20.0, "updates_per_episode": None, "patience": 120.0, "max_restarts": 3} | changes
     return RayRuntime(fabric=partial(Fabric, accelerator="cpu", devices=1), **values)
 
 
@@ -126,8 +122,3 @@ def loop(folder, *, iterations=3, imagined=0.0, **env):
                          "drift": asdict(Drift())}
         made.save()
     return made
-
-
-if __name__ == "__main__":
-    one = loop(Path(sys.argv[1]), iterations=int(sys.argv[2]), latency=0.02)
-    one.run(runtime(collectors=2).improve)
