@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["collect.md", "ingest.md", "pretrain.md", "world-model.md", "train.md", "scaling.md", "evaluate.md",
+PAGES = ["collect.md", "ingest.md", "pretrain.md", "world-model.md", "train.md", "evaluate.md",
          "objective.md", "replay-store.md", "benchmarks.md"]
 ENV = ["env.tasks=[drawer-close-v3,door-close-v3]", "env.num_envs=4", "env.workers=1",
        "env.config.max_episode_steps=14"]

@@ -1,24 +1,18 @@
-"""The last stage over actors, with a toy simulator: it completes, survives what can die, leaves nothing behind."""
+"""The last stage over actors, with a toy simulator: it completes, and survives what can die."""
 
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.store import ReplayStore
-from data.types import UserError
 from tests.wm_rl.cluster import toy
 from wm_rl.checkpoint import load_checkpoint
 from wm_rl.cluster import driver
 from wm_rl.policy import TinyVLA
 
-ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
@@ -71,45 +65,3 @@ def test_it_goes_on_whatever_dies(tmp_path, monkeypatch):
     assert {"imagined_ratio", "imagined_success", "audit/psnr", "lag", "inference/latency_p99_ms"} <= set(told[-1])
     assert loop.model().version > 1
     assert rows(folder, "world_model")
-
-
-def tagged(tag):
-    """Processes that were started with this in their environment, zombies aside."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if tag.encode() in (folder / "environ").read_bytes():
-                found.append((int(folder.name), (folder / "cmdline").read_text()[:60]))
-        except OSError:
-            continue
-    return found
-
-
-def test_a_killed_driver_leaves_nobody_behind_and_resumes(tmp_path):
-    folder, tag = tmp_path / "run", f"WM_RL_TEST={tmp_path}"
-    words = [sys.executable, "-m", "tests.wm_rl.cluster.toy", str(folder), "4"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WM_RL_TEST": str(tmp_path)}
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    begun = time.monotonic()
-    while not (folder / "checkpoints" / "6000001.pt").exists():
-        assert process.poll() is None, process.communicate()[0].decode()
-        assert time.monotonic() - begun < 1000
-        time.sleep(0.1)
-    assert len(tagged(tag)) > 6
-    process.kill()
-    process.communicate()
-    killed = time.monotonic()
-    while tagged(tag):
-        assert time.monotonic() - killed < 120, tagged(tag)
-        time.sleep(0.2)
-    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, timeout=1000, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    check_whole(folder, 4)
-    assert not tagged(tag)
-
-
-def test_an_actor_that_cannot_start_is_one_line(tmp_path):
-    loop = toy.loop(tmp_path / "run")
-    loop.learner_config = None
-    with pytest.raises(UserError, match="the learner could not be started"):
-        loop.run(toy.runtime().improve)

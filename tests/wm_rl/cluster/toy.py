@@ -1,10 +1,6 @@
-"""A toy simulator with faults, and a loop that stands at its last stage.
-
-``python -m tests.wm_rl.cluster.toy FOLDER``: run that stage in FOLDER, or resume it.
-"""
+"""A toy simulator with faults, and a loop that stands at its last stage."""
 
 import os
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -126,8 +122,3 @@ def loop(folder, *, iterations=3, imagined=0.0, **env):
                          "drift": asdict(Drift())}
         made.save()
     return made
-
-
-if __name__ == "__main__":
-    one = loop(Path(sys.argv[1]), iterations=int(sys.argv[2]), latency=0.02)
-    one.run(runtime(collectors=2).improve)
