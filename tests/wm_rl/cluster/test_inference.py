@@ -2,15 +2,12 @@ import asyncio
 import time
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data.types import Observation
 from tests import examples
 from wm_rl.cluster.inference import InferenceServer
-
-pytestmark = pytest.mark.ray  # needs the package, starts nothing
 
 
 def observation(rows, seed):
