@@ -10,10 +10,12 @@ import torch
 from data.rollout import rollout
 from data.types import Source, UserError
 from tests import examples
-from wm_rl.cloning import CloningConfig, clone, label_unknown_behaviour
+from wm_rl.behaviour import label_unknown_behaviour
+from wm_rl.cloning import CloningConfig, clone
 from wm_rl.commands.collect import _open_or_create, collect
 from wm_rl.commands.evaluate import evaluate
 from wm_rl.commands.evaluate_world_model import _act, _load
+from wm_rl.improve import improve
 from wm_rl.loop import Loop
 from wm_rl.policy import TinyVLA, check_compatible
 from world_model.config import ImaginationConfig, WorldModelConfig
@@ -58,7 +60,7 @@ def test_a_policy_and_a_store(policy, store):
     config = CloningConfig(steps=1, batch=2, learning_rate=1e-3, sources={"real": 1.0})
     refused(check_compatible, policy, spec=store.spec, statistics=store.statistics, what="replay store")
     refused(clone, policy, store, config, seed=0, device=torch.device("cpu"), log=lambda step, metrics: None)
-    refused(label_unknown_behaviour, policy, store)
+    refused(label_unknown_behaviour, policy, store, np.array([], int))
 
 
 def test_a_policy_and_the_store_of_a_run(policy, store, tmp_path):
@@ -68,7 +70,7 @@ def test_a_policy_and_the_store_of_a_run(policy, store, tmp_path):
     loop.config = SimpleNamespace(warm_start=str(tmp_path / "warm"))
     refused(loop._warm_policy, store)
     loop.policy, loop._opened = policy, store
-    refused(loop._improve)
+    refused(improve, loop)
 
 
 def test_a_policy_and_an_environment(policy, env, tmp_path):
