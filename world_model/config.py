@@ -71,8 +71,7 @@ class WorldModelConfig:
     """Decay of the averaged weights that predict, reached gradually; 0 uses the latest weights."""
     precision: str = "bf16-mixed"
     compile: bool = False
-    """Imagine with ``torch.compile``: about 1.4 times as fast on a CPU, after a minute of compiling; needs a C++
-    compiler there."""
+    """Imagine with ``torch.compile``: faster, after a minute or two of compiling; needs a C++ compiler on a CPU."""
     sources: Mapping[str, float] = field(default_factory=lambda: {"sim": 1.0, "real": 1.0})
     """Weight of each source in a batch."""
     steps: int = 400

@@ -105,19 +105,25 @@ def test_twice_is_once(tmp_path, log, version):
     assert contents(tmp_path / "store") == before
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, log, monkeypatch):
-    path, append, calls = log(), ReplayStore.append, []
+def stop_at_the_second_episode(monkeypatch, path, store):
+    """Ingest into ``store`` until Ctrl-C."""
+    append, calls = ReplayStore.append, []
 
-    def stop_at_the_second(self, trajectories):
+    def interrupted(self, trajectories):
         calls.append(trajectories)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return append(self, trajectories)
 
-    monkeypatch.setattr(ReplayStore, "append", stop_at_the_second)
+    monkeypatch.setattr(ReplayStore, "append", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ingest(path, tmp_path / "store", config())
+        ingest(path, store, config())
     monkeypatch.undo()
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, log, monkeypatch):
+    path = log()
+    stop_at_the_second_episode(monkeypatch, path, tmp_path / "store")
     report = ingest(path, tmp_path / "store", config())
     assert (report.already, report.added) == (1, 2)
 
@@ -348,18 +354,8 @@ def test_the_range_of_a_new_store_is_recomputed_and_what_is_clipped_is_counted(t
 def test_a_run_that_was_cut_is_not_refused_by_the_range_that_it_made(tmp_path, log, make_trajectory, monkeypatch):
     recorded = [make_trajectory(i, 30, size=16) for i in range(4)]
     recorded[3].action[:, 0] *= 30  # all of what is beyond the quantiles is in the last
-    path, append, calls = strange(log(trajectories=recorded)), ReplayStore.append, []
-
-    def stop_at_the_second(self, trajectories):
-        calls.append(trajectories)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return append(self, trajectories)
-
-    monkeypatch.setattr(ReplayStore, "append", stop_at_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        ingest(path, tmp_path / "store", config())
-    monkeypatch.undo()
+    path = strange(log(trajectories=recorded))
+    stop_at_the_second_episode(monkeypatch, path, tmp_path / "store")
     report = ingest(path, tmp_path / "store", config())
     assert (report.already, report.added) == (1, 3)
     with pytest.raises(UserError, match=r"actions do not fit: u .* lie outside the range of the store"):

@@ -16,6 +16,7 @@ from PIL import Image
 from data.logs import hdf5, hdf5_process
 from data.logs.streams import Kind, LogEpisode, Refused
 from data.types import Success, UserError
+from tests.logs.damage import flipped, well_formed
 
 SHARED = Path(__file__).parents[3] / "shared/logs/derived_conformance"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no sample logs in ../shared/logs beside the repository")
@@ -64,32 +65,6 @@ def write_demos(path, demos=3, rows=4, *, rewards=None, dones=None, data=None, a
 
 def read(path):
     return list(hdf5.open_log(path).episodes())
-
-
-def well_formed(episodes):
-    """Lengths agree, and decoding raises nothing but ValueError."""
-    for episode in episodes:
-        if isinstance(episode, Refused):
-            assert episode.reason
-            assert "\n" not in episode.reason
-            continue
-        assert isinstance(episode, LogEpisode)
-        json.dumps(episode.facts, allow_nan=False)
-        for name, stream in episode.streams.items():
-            assert stream.name == name
-            assert {len(clock) for clock in stream.clocks.values()} == {len(stream)}
-            if stream.kind is Kind.VECTOR:
-                assert stream.values.shape[0] == len(stream)
-                assert stream.values.dtype == np.float64
-            elif stream.kind is Kind.TEXT:
-                assert len(stream.texts) == len(stream)
-            else:
-                for number in range(len(stream)):
-                    with contextlib.suppress(ValueError):
-                        (picture,) = stream.pictures([number])
-                        assert picture.dtype == np.uint8
-                        assert picture.ndim == 3
-                        assert picture.shape[2] == 3
 
 
 def test_robomimic(tmp_path):
@@ -550,10 +525,7 @@ def test_damage(tmp_path, monkeypatch, version):
     random_state = random.Random(0)
     damaged = [whole[: len(whole) * part // 50] for part in range(50)]
     for _ in range(130):
-        content = bytearray(whole)
-        for _ in range(random_state.choice((1, 2, 8))):
-            content[random_state.randrange(len(content))] ^= 1 << random_state.randrange(8)
-        damaged.append(bytes(content))
+        damaged.append(flipped(whole, random_state))
     for content in damaged:
         path.write_bytes(content)
         hdf5.sniff(path)

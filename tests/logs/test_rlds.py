@@ -14,6 +14,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from data.logs import rlds, tfrecord
 from data.logs.streams import Kind, LogEpisode, Refused
 from data.types import Success, UserError
+from tests.logs.damage import flipped, well_formed
 
 RNG = np.random.default_rng(0)
 
@@ -130,23 +131,6 @@ def write_set(folder, shards, *, features=FEATURES, info=None, split="train"):
 
 def read(path):
     return list(rlds.open_log(path).episodes())
-
-
-def well_formed(episodes):
-    for each in episodes:
-        if isinstance(each, Refused):
-            assert each.reason
-            assert "\n" not in each.reason
-            continue
-        json.dumps(each.facts, allow_nan=False)
-        for stream in each.streams.values():
-            assert {len(clock) for clock in stream.clocks.values()} == {len(stream)}
-            assert stream.values is None or len(stream.values) == len(stream)
-            assert stream.kind is not Kind.TEXT or len(stream.texts) == len(stream)
-            for number in range(len(stream)) if stream.pictures else ():
-                with contextlib.suppress(ValueError):
-                    (picture,) = stream.pictures([number])
-                    assert (picture.dtype, picture.ndim, picture.shape[2]) == (np.uint8, 3, 3)
 
 
 @pytest.mark.parametrize("features", [FEATURES, None], ids=["features.json", "lengths"])
@@ -378,12 +362,6 @@ def test_damage(tmp_path):
     record = next(tfrecord.read_records(file)).content
     random_state = random.Random(0)
 
-    def flipped(content):
-        changed = bytearray(content)
-        for _ in range(random_state.choice((1, 2, 8))):
-            changed[random_state.randrange(len(changed))] ^= 1 << random_state.randrange(8)
-        return bytes(changed)
-
     def check():
         rlds.sniff(file)
         with contextlib.suppress(UserError):
@@ -393,12 +371,12 @@ def test_damage(tmp_path):
         file.write_bytes(whole[: len(whole) * part // 50])
         check()
     for _ in range(150):
-        file.write_bytes(flipped(whole))
+        file.write_bytes(flipped(whole, random_state))
         check()
-        write_records(file, [flipped(record)])
+        write_records(file, [flipped(record, random_state)])
         check()
     features = (tmp_path / "features.json").read_bytes()
     file.write_bytes(whole)
     for _ in range(50):
-        (tmp_path / "features.json").write_bytes(flipped(features))
+        (tmp_path / "features.json").write_bytes(flipped(features, random_state))
         check()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from data.logs import zarr_v2
 from data.logs.streams import Kind, LogEpisode, Refused
 from data.types import UserError
+from tests.logs.damage import flipped, well_formed
 
 SHARED = Path(__file__).parents[3] / "shared/logs/derived_conformance"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no sample logs in ../shared/logs beside the repository")
@@ -63,22 +64,6 @@ def zip_of(folder, path, prefix=""):
 
 def read(path):
     return list(zarr_v2.open_log(path).episodes())
-
-
-def well_formed(episodes):
-    for episode in episodes:
-        if isinstance(episode, Refused):
-            assert episode.reason
-            assert "\n" not in episode.reason
-            continue
-        json.dumps(episode.facts, allow_nan=False)
-        for stream in episode.streams.values():
-            assert {len(clock) for clock in stream.clocks.values()} == {len(stream)}
-            assert stream.values is None or len(stream.values) == len(stream)
-            for number in range(len(stream)) if stream.pictures else ():
-                with contextlib.suppress(ValueError):
-                    (picture,) = stream.pictures([number])
-                    assert (picture.dtype, picture.ndim, picture.shape[2]) == (np.uint8, 3, 3)
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "zip of a folder"])
@@ -320,10 +305,7 @@ def test_damage(tmp_path):
     trials = [(archive, archive, whole[: len(whole) * part // 50]) for part in range(50)]
     for number in range(150):
         file, opened = (files[number % len(files)], folder) if number % 3 else (archive, archive)
-        content = bytearray(file.read_bytes())
-        for _ in range(random_state.choice((1, 2, 8))):
-            content[random_state.randrange(len(content))] ^= 1 << random_state.randrange(8)
-        trials.append((file, opened, bytes(content)))
+        trials.append((file, opened, flipped(file.read_bytes(), random_state)))
     for file, opened, content in trials:
         intact = file.read_bytes()
         file.write_bytes(content)
