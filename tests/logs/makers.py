@@ -18,9 +18,9 @@ from PIL import Image
 from data.lerobot_writer import write_lerobot
 from data.logs.trajectory import log_trajectory
 from data.types import Spec, Statistics, Success
+from tests.logs import bags
 from tests.logs import test_foxglove as foxglove
 from tests.logs import test_rlds as rlds
-from tests.logs import test_ros as ros
 from tests.logs import test_zarr_v2 as zarr_v2
 
 JOINTS, COMMANDS = ("shoulder", "elbow"), ("shoulder", "elbow", "grip")
@@ -80,14 +80,14 @@ def _lerobot(version: str) -> Callable[[Path, Sequence[Demo]], None]:
     return write
 
 
-def messages(demo: Demo, store=ros.ROS2):
+def messages(demo: Demo, store=bags.ROS2):
     """As a recorder would write them: (topic, type, log time, message), row by row."""
     for i in range(len(demo.time)):
         stamp, log = START + round(demo.time[i] * SECOND), START + round(demo.arrival[i] * SECOND)
         for topic, names, values in (("/joint_states", demo.names, demo.state), ("/command", COMMANDS, demo.action)):
-            yield (topic, "sensor_msgs/msg/JointState", log, ros.joints(values[i], stamp, names, store))
-        yield ("/front/compressed", "sensor_msgs/msg/CompressedImage", log, ros.make(
-            "sensor_msgs/msg/CompressedImage", store, header=ros.header(stamp, store), format="png",
+            yield (topic, "sensor_msgs/msg/JointState", log, bags.joints(values[i], stamp, names, store))
+        yield ("/front/compressed", "sensor_msgs/msg/CompressedImage", log, bags.make(
+            "sensor_msgs/msg/CompressedImage", store, header=bags.header(stamp, store), format="png",
             data=np.frombuffer(png(demo.pictures[i]), np.uint8)))
 
 
@@ -96,19 +96,19 @@ def _mcap(folder: Path, recorded: Sequence[Demo]) -> None:
     for number, demo in enumerate(recorded):
         bag = folder / f"run_{number}"
         written = list(messages(demo))
-        ros.write_bag(bag, written, ros.MCAP)
+        bags.write_bag(bag, written, bags.MCAP)
         (file,) = bag.glob("*.mcap")
-        ros.write_mcap(file, written, chunk_size=700, enable_crcs=False)
+        bags.write_mcap(file, written, chunk_size=700, enable_crcs=False)
 
 
 def _sqlite(folder: Path, recorded: Sequence[Demo]) -> None:
     for number, demo in enumerate(recorded):
-        ros.write_bag(folder / f"run_{number}", messages(demo), ros.SQLITE)
+        bags.write_bag(folder / f"run_{number}", messages(demo), bags.SQLITE)
 
 
 def _ros1(folder: Path, recorded: Sequence[Demo]) -> None:
     for number, demo in enumerate(recorded):
-        ros.write_bag1(folder / f"run_{number}.bag", messages(demo, ros.ROS1))
+        bags.write_bag1(folder / f"run_{number}.bag", messages(demo, bags.ROS1))
 
 
 def _foxglove(kind: str) -> Callable[[Path, Sequence[Demo]], None]:

@@ -7,7 +7,7 @@ import pytest
 from mcap.reader import make_reader
 
 from data.types import UserError
-from tests.logs import faults, hostile, makers, test_ros
+from tests.logs import bags, faults, hostile, makers
 from tests.logs.command import assert_actions, contents
 
 CHECKED = ("Zarr v2 zip", "RLDS", "Foxglove json", "Foxglove protobuf")
@@ -60,7 +60,7 @@ def test_a_cut_mcap_gives_every_row_of_its_whole_chunks(bench, tmp_path):
     """A chunk per message, three messages per row; where chunks end is what the library's own index says."""
     made = bench("rosbag2 MCAP")
     file = makers.write("rosbag2 MCAP", tmp_path / "long", (recorded := makers.demos(1, 40))) / "run_0/run_0.mcap"
-    test_ros.write_mcap(file, list(makers.messages(recorded[0])), chunk_size=1, enable_crcs=False)
+    bags.write_mcap(file, list(makers.messages(recorded[0])), chunk_size=1, enable_crcs=False)
     content = file.read_bytes()
     with file.open("rb") as stream:
         ends = np.array([chunk.chunk_start_offset + chunk.chunk_length
