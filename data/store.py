@@ -278,8 +278,8 @@ class ReplayStore:
 
         ``action_token`` and ``log_prob`` are ``[rows, a]`` and ``decision`` ``[rows]``, one row per row of the
         segment: step ``i`` of episode ``e`` is row ``episodes.start[e] + i``. Rows of final observations and of
-        episodes with a known behaviour are ignored. ``model`` says what estimated them. A later label replaces
-        an earlier one, which is moved to ``superseded/``; the segment itself never changes.
+        episodes with a known behaviour or hidden by a rollback are ignored. ``model`` says what estimated them. A later
+        label replaces an earlier one, which is moved to ``superseded/``; the segment itself never changes.
         """
         if not (self.path / "seg" / segment).is_dir():
             raise UserError(f"segment {segment} of {self.path} is still being written; label it once it is sealed")
@@ -290,7 +290,11 @@ class ReplayStore:
             expected = (recorded.rows, *fields[name]["shape"])
             if value.shape != expected:
                 raise ValueError(f"{name} has shape {value.shape}, expected {expected}")
+        self.refresh()
+        _, _, shown = self._marks.get(segment, (None, None, None))
         unknown = recorded.unknown_rows()
+        if shown is not None and shown < len(recorded.starts):
+            unknown[recorded.starts[shown] :] = False
         if not np.isfinite(log_prob[unknown]).all() or (action_token[unknown] < 0).any():
             raise ValueError(f"the behaviour of segment {segment} has steps without a finite log_prob or a token")
         with _writing(self.path):

@@ -249,6 +249,21 @@ def test_a_label_that_does_not_cover_the_segment_is_refused(tmp_path, make_store
     assert ReplayStore.open(tmp_path / "s").episodes.behaviour.tolist() == ["unknown"]
 
 
+def test_what_a_rollback_hides_needs_no_label(tmp_path, make_store, make_trajectory):
+    store = make_store(tmp_path / "s", [make_trajectory(0, 5, behaviour=Behaviour.UNKNOWN)])
+    position = store.position
+    store.append([make_trajectory(1, 4, behaviour=Behaviour.UNKNOWN)])
+    store.seal()
+    log_prob = np.full((6 + 5, 3), -0.5, "f4")
+    log_prob[6:] = np.nan
+    with pytest.raises(ValueError, match="without a finite log_prob"):
+        label(store, "00000000", 0, log_prob=log_prob)
+    assert store.rollback(position) == ["00000000"]
+    label(store, "00000000", 0, log_prob=log_prob)
+    assert store.episodes.behaviour.tolist() == ["cloned"]
+    np.testing.assert_array_equal(ReplayStore.open(tmp_path / "s").trajectory(0).log_prob, log_prob[:5])
+
+
 def test_damaged_estimates_are_named(tmp_path, make_store, make_trajectory):
     store = make_store(tmp_path / "s", [make_trajectory(1, 5, behaviour=Behaviour.UNKNOWN)])
     store.seal()
