@@ -6,6 +6,7 @@ whoever made them goes on), keeps the balance of collecting and updating, counts
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -216,6 +217,15 @@ class _Driver:
             if self.branches_due and not busy(imaginer, "imagine") and not busy(imaginer, "load"):
                 branches, self.branches_due = self.branches_due, 0
                 ask(imaginer, "imagine", self._stream(), branches)
+        self.loop.journal.live = self._live()
+
+    def _live(self) -> dict[str, Any]:
+        """For whoever looks at the run from outside (``wm_rl.status``)."""
+        queues = {**self.tally.queues(), "branches to imagine": self.branches_due}
+        if math.isfinite(self.pace.ratio):
+            queues["updates that data pays for"] = self.pace.updates_allowed(self.version)
+        return {"updates": self.version, "collected": self.counters["collected"], "rows_allowed": self.pace.limit,
+                "quarantined": self.tally.quarantined, "queues": queues, "members": self.crew.roll()}
 
     def _fares(self, collector: Member, status: dict[str, float]) -> None:
         """Replace a simulator that hangs; tell one that plays how many rows it may."""
