@@ -40,11 +40,6 @@ class Outbox:
         self._sent.append(self._writer.append.remote(trajectory))
         self.settle(_UNDERWAY)
 
-    @property
-    def underway(self) -> int:
-        """Episodes sent that are not known to have arrived."""
-        return len(self._sent)
-
     def settle(self, underway: int = 0) -> None:
         """Wait until no more than that many are underway."""
         while len(self._sent) > underway:
@@ -99,9 +94,8 @@ class Collector:
         self._limit = rows
 
     def status(self) -> dict[str, float]:
-        """Control steps so far, episodes being played, underway and lost, and seconds that a step has taken by now."""
+        """Control steps so far, episodes being played, episodes lost, and seconds that a step has taken by now."""
         return {"steps": self._steps, "playing": self._begun - self._ended, "lost": self._outbox.lost,
-                "underway": self._outbox.underway,
                 "quiet": time.monotonic() - self._alive_at if self._simulating else 0.0}
 
     @contextlib.contextmanager
