@@ -1,4 +1,4 @@
-"""A discrete-event model of ``runtime=ray``: how fast would a cluster be, how stale its data, and what holds it back?
+"""A discrete-event model of ``runtime=ray``: how fast a cluster would be, how stale its data, what holds it back.
 
 Every row of a simulator, inference server, link, writer, learner and the driver is a process of SimPy; they follow the
 rules of ``wm_rl.cluster``, whose ``Pace`` decides here too. Nothing is computed: work only takes time. Imagination and
@@ -17,7 +17,7 @@ import simpy
 
 from data.types import UserError
 from wm_rl.cluster.pace import Pace
-from wm_rl.cluster_stations import Processor, Server, Station
+from wm_rl.cluster_stations import Processor, Server, SharingProcessor, Station
 
 _UNDERWAY = 2
 """Episodes on their way to the writer above which a row waits."""
@@ -148,14 +148,14 @@ class _Cluster:
         cores = None if model.cores is None else simpy.Resource(self.env, model.cores)
         self.machine = Station(self.env)  # its cores, where they are shared
 
-        def processor() -> Processor:
-            return Processor(self.env, cores, self.machine)
+        def processor() -> Processor | SharingProcessor:
+            return Processor(self.env) if cores is None else SharingProcessor(self.env, cores, self.machine)
 
         self.servers = [Server(self.env, processor(), batch_size=model.batch_size, max_age=model.max_age,
                                fixed=model.forward_fixed, per_row=model.forward_per_row)
                         for _ in range(model.servers)]
-        self.server_links = [Processor(self.env, None, Station(self.env)) for _ in range(model.servers)]
-        self.link, self.reducing = (Processor(self.env, None, Station(self.env)) for _ in range(2))
+        self.server_links = [Processor(self.env) for _ in range(model.servers)]
+        self.link, self.reducing = Processor(self.env), Processor(self.env)
         self.writer, self.driver = processor(), processor()
         self.ranks = [processor() for _ in range(model.learners if cores else 1)]
         self.pace = Pace(ratio=model.updates_per_episode, max_lag=model.max_lag, rows=model.rows,
@@ -190,7 +190,7 @@ class _Cluster:
 
     # -- who does what ----------------------------------------------------------------------------------------------
 
-    def _play(self, collector: int, row: int, own: Processor) -> Process:
+    def _play(self, collector: int, row: int, own: Processor | SharingProcessor) -> Process:
         """One row: episodes for ever. The first is begun somewhere in its middle."""
         model, i = self.model, collector % self.model.servers
         underway: list[simpy.Process] = []
@@ -205,9 +205,8 @@ class _Cluster:
                 yield from own.work(model.call)
                 yield from self._carry(self.server_links[i], model.observation_bytes)
                 versions.append((yield self.servers[i].ask()))
-                yield from self._carry(None, 0.0)
                 steps = min(model.chunk, left)
-                yield self.env.timeout(steps * model.step_latency)
+                yield self.env.timeout(model.latency + steps * model.step_latency)
                 yield from own.work(steps * model.step_compute)
                 self.simulating += steps * (model.step_latency + model.step_compute)
                 self.steps += steps
@@ -222,9 +221,8 @@ class _Cluster:
         yield from self.writer.work(self.model.append)
         self.news.append(version)
 
-    def _carry(self, link: Processor | None, size: float) -> Process:
-        if link is not None and math.isfinite(self.model.bandwidth):
-            yield from link.work(size / self.model.bandwidth)
+    def _carry(self, link: Processor, size: float) -> Process:
+        yield from link.work(size / self.model.bandwidth)
         if self.model.latency:
             yield self.env.timeout(self.model.latency)
 

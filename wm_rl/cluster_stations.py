@@ -19,20 +19,19 @@ class Station:
     def __init__(self, env: simpy.Environment) -> None:
         self._env = env
         self._inside: dict[int, float] = {}
-        self._working = 0
         self._arrivals = 0
+        self._work: deque[tuple[float, float]] = deque()
         self.forget()
 
     def forget(self) -> None:
         """Count from now on."""
         self._since = self._changed = self._env.now
-        self._area = self._busy = self._sojourn = 0.0
-        self.entered = self.left = 0
+        self._area = self._done = self._sojourn = 0.0
+        self.left = 0
 
     def enter(self) -> int:
         """Somebody comes; the number under which to ``leave``."""
         self._integrate()
-        self.entered += 1
         self._arrivals += 1
         self._inside[self._arrivals] = self._env.now
         return self._arrivals
@@ -43,15 +42,18 @@ class Station:
         self.left += 1
         self._sojourn += self._env.now - max(self._inside.pop(number), self._since)
 
-    def work(self, change: int) -> None:
-        """One more (1) or one less (−1) of those who work here does."""
-        self._integrate()
-        self._working += change
+    def will_work(self, begin: float, end: float) -> None:
+        """It works from ``begin`` to ``end``, or did; a beginning never lies before that of an earlier call."""
+        while self._work and self._work[0][1] <= self._env.now:
+            self._done += self._since_then(*self._work.popleft())
+        self._work.append((begin, end))
 
     def busy(self) -> float:
-        """Seconds worked, summed over those who did."""
-        self._integrate()
-        return self._busy
+        """Seconds worked by now, summed over those who did."""
+        return self._done + sum(self._since_then(begin, min(end, self._env.now)) for begin, end in self._work)
+
+    def _since_then(self, begin: float, end: float) -> float:
+        return max(0.0, end - max(begin, self._since))
 
     def number(self) -> float:
         """Mean number inside over time."""
@@ -63,53 +65,63 @@ class Station:
         return self._sojourn + sum(self._env.now - max(since, self._since) for since in self._inside.values())
 
     def _integrate(self) -> None:
-        passed = self._env.now - self._changed
-        self._area += passed * len(self._inside)
-        self._busy += passed * self._working
+        self._area += (self._env.now - self._changed) * len(self._inside)
         self._changed = self._env.now
 
 
 class Processor:
-    """Does one thing at a time, first come, first served; with ``cores``, in turn with others who share them."""
+    """Does one thing at a time, first come, first served."""
 
-    def __init__(self, env: simpy.Environment, cores: simpy.Resource | None, machine: Station) -> None:
-        """``machine`` counts the work done on ``cores``; without them it counts this one's own."""
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env = env
+        self._free = 0.0
+        self.station = Station(env)
+
+    def work(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+        """Wait for one's turn, then take that long: one event, as the order decides when that is over."""
+        if seconds <= 0:
+            return
+        number = self.station.enter()
+        begin = max(self._free, self._env.now)
+        self._free = begin + seconds
+        self.station.will_work(begin, self._free)
+        yield self._env.timeout(self._free - self._env.now)
+        self.station.leave(number)
+
+
+class SharingProcessor:
+    """The same on a machine with fewer cores than it has actors, who take turns."""
+
+    def __init__(self, env: simpy.Environment, cores: simpy.Resource, machine: Station) -> None:
+        """``machine`` counts the work done on all ``cores``."""
         self._env, self._cores, self._machine = env, cores, machine
         self._own = simpy.Resource(env, 1)
         self.station = Station(env)
 
     def work(self, seconds: float) -> Generator[simpy.Event, Any, None]:
-        """Wait for one's turn, then take that long."""
-        if seconds <= 0:
-            return
-        number = self.station.enter()
+        """As ``Processor.work``; waiting for a core comes on top."""
+        number = self.station.enter() if seconds > 0 else 0
         left = seconds
         while left > 1e-12:
-            with self._own.request() as mine:
+            with self._own.request() as mine, self._cores.request() as core:
                 yield mine
-                if self._cores is None:
-                    yield from self._spend(left)
-                    break
-                with self._cores.request() as core:
-                    yield core
-                    spent = min(left, _QUANTUM)
-                    self._machine.work(1)
-                    yield from self._spend(spent)
-                    self._machine.work(-1)
-                    left -= spent
-        self.station.leave(number)
-
-    def _spend(self, seconds: float) -> Generator[simpy.Event, Any, None]:
-        self.station.work(1)
-        yield self._env.timeout(seconds)
-        self.station.work(-1)
+                yield core
+                now, spent = self._env.now, min(left, _QUANTUM)
+                for station in (self.station, self._machine):
+                    station.will_work(now, now + spent)
+                yield self._env.timeout(spent)
+                left -= spent
+        if number:
+            self.station.leave(number)
 
 
 class Server:
     """Answers requests of one row in batches, which go off when they are full or their first request is old enough."""
 
-    def __init__(self, env: simpy.Environment, processor: Processor, *, batch_size: int, max_age: float, fixed: float,
-                 per_row: float) -> None:
+    def __init__(
+        self, env: simpy.Environment, processor: Processor | SharingProcessor, *, batch_size: int, max_age: float,
+        fixed: float, per_row: float,
+    ) -> None:
         self._env, self._processor, self._batch_size, self._max_age = env, processor, batch_size, max_age
         self._fixed, self._per_row = fixed, per_row
         self._waiting: deque[tuple[float, int, simpy.Event]] = deque()
@@ -140,9 +152,8 @@ class Server:
             yield from self._batch()
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch_size))]
             version, begun = self.version, self._env.now
-            self.station.work(1)
             yield from self._processor.work(self.forward(len(batch)))
-            self.station.work(-1)
+            self.station.will_work(begun, self._env.now)
             self.batches.append(len(batch))
             for arrived, number, answer in batch:
                 self.waits.append(begun - arrived)

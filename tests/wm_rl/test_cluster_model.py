@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.types import UserError
 from wm_rl.cluster_model import ClusterModel, predict
-from wm_rl.cluster_stations import Processor, Server, Station
+from wm_rl.cluster_stations import Processor, Server
 
 ALONE = ClusterModel(
     learners=1, servers=1, collectors=1, rows=1, cores=None, step_latency=0.1, step_compute=0.0, chunk=2,
@@ -26,10 +26,10 @@ UNPACED = {"updates_per_episode": 1e-9, "episodes_ahead": 10**9}
 """The learner does nothing, and collectors do not wait for it."""
 
 
-def served(*, rate, batch_size=1, max_age=0.0, seconds=5_000.0, fixed=0.008, per_row=0.002, seed=0):
+def served(*, rate, batch_size=1, max_age=0.0, seconds=2_000.0, fixed=0.008, per_row=0.002, seed=0):
     """A server whose requests come as a Poisson process."""
     env, draw = simpy.Environment(), np.random.default_rng(seed)
-    server = Server(env, Processor(env, None, Station(env)), batch_size=batch_size, max_age=max_age, fixed=fixed,
+    server = Server(env, Processor(env), batch_size=batch_size, max_age=max_age, fixed=fixed,
                     per_row=per_row)
 
     def arrive():
@@ -42,7 +42,7 @@ def served(*, rate, batch_size=1, max_age=0.0, seconds=5_000.0, fixed=0.008, per
     return server
 
 
-# -- closed forms -------------------------------------------------------------------------------------------------------
+# -- closed forms -----------------------------------------------------------------------------------------------------
 
 
 def test_one_row_and_one_server_take_turns():
@@ -129,14 +129,14 @@ def test_the_bottleneck_is_what_was_made_slow(changes, name):
     assert found.next_bottleneck != name
 
 
-# -- laws ---------------------------------------------------------------------------------------------------------------
+# -- laws -------------------------------------------------------------------------------------------------------------
 
 MODELS = st.builds(
     lambda **changes: replace(ALONE, **changes),
     learners=st.integers(1, 3), servers=st.integers(1, 3), collectors=st.integers(1, 4), rows=st.integers(1, 4),
-    cores=st.sampled_from([None, 1, 2]), step_latency=st.floats(0, 0.2), step_compute=st.floats(0.001, 0.05),
+    cores=st.sampled_from([None, 1, 2]), step_latency=st.floats(0, 0.2), step_compute=st.floats(0.01, 0.05),
     chunk=st.integers(1, 4), episode_steps=st.floats(1, 30), episode_spread=st.floats(0, 0.9),
-    call=st.floats(0, 0.01), forward_fixed=st.floats(1e-4, 0.05), forward_per_row=st.floats(0, 0.01),
+    call=st.floats(0, 0.01), forward_fixed=st.floats(1e-3, 0.05), forward_per_row=st.floats(0, 0.01),
     batch_size=st.integers(1, 8), max_age=st.floats(0, 0.05), append=st.floats(0, 0.05), update=st.floats(0.01, 0.2),
     update_sharded=st.floats(0, 0.1), publish_every=st.integers(1, 4),
     updates_per_episode=st.sampled_from([0.5, 2.0, math.inf]), max_lag=st.sampled_from([2.0, 20.0, math.inf]),
@@ -145,11 +145,11 @@ MODELS = st.builds(
     reduce_bandwidth=st.sampled_from([1e7, math.inf]), latency=st.sampled_from([0.0, 0.002]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(model=MODELS, seed=st.integers(0, 100))
 def test_laws_that_hold_for_every_cluster(model, seed):
-    seconds = 8.0
-    found = predict(model, seconds=seconds, warm_up=4.0, seed=seed)
+    seconds = 5.0
+    found = predict(model, seconds=seconds, warm_up=2.0, seed=seed)
     for name, station in found.stations.items():
         # Little's law on a finite window: the mean number inside is the time spent inside per second.
         assert station.number() * seconds == pytest.approx(station.time(), rel=1e-9, abs=1e-9), name
@@ -161,7 +161,8 @@ def test_laws_that_hold_for_every_cluster(model, seed):
     decision = model.chunk * (model.step_latency + model.step_compute)
     slack = (model.chunk + 1) * model.collectors * model.rows / seconds
     assert found.control_steps_per_s <= model.chunk * model.collectors * model.rows / decision + slack
-    assert found.updates_per_s * (model.update + model.update_sharded / model.learners + model.reduce()) <= 1 + 1 / seconds
+    update = model.update + model.update_sharded / model.learners + model.reduce()
+    assert found.updates_per_s * update <= 1 + update / seconds + 1e-9
     assert found.batch_rows <= model.batch_size
     full = model.batch_size / (model.forward_fixed + model.forward_per_row * model.batch_size)
     requests = sum(station.left for name, station in found.stations.items() if name.startswith("server "))
@@ -170,7 +171,7 @@ def test_laws_that_hold_for_every_cluster(model, seed):
     assert math.isnan(found.lag) or found.lag >= 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(model=MODELS)
 def test_a_seed_alone_decides(model):
     first, second = (predict(model, seconds=4.0, warm_up=1.0, seed=3) for _ in range(2))

@@ -57,9 +57,10 @@ def printed(folder):
 def test_the_table_of_a_run_on_ray(tmp_path):
     text = printed(make(tmp_path / "run", [RAY_ROW], live=LIVE))
     for said in ("running", "improve (ray), improve 2 of 10", "12 of 20", "80.0 control steps/s, 1.50 updates/s",
-                 "trainer busy 97%", "0.25 of collected episodes, 0.50 of imagined ones", "6.5 updates",
-                 "5.5 rows a batch", "at most 11 ms", "within 21 ms", "paused, error ratio 1.70", "2 restarts, 1 episodes lost",
-                 "200 collected, 3 quarantined, 4 rows allowed", "requests for inference",
+                 "trainer busy 97%", "0.25 of collected episodes, 0.50 of imagined ones",
+                 "6.5 updates",
+                 "5.5 rows a batch", "at most 11 ms", "within 21 ms", "paused, error ratio 1.70",
+                 "2 restarts, 1 episodes lost", "200 collected, 3 quarantined, 4 rows allowed", "requests for inference",
                  "updates that data pays for"):
         assert said in text
     lines = text.splitlines()

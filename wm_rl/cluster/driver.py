@@ -39,7 +39,7 @@ from world_model.learner import WorldModelLearner
 
 _TICK = 0.05
 """Longest time in s between two looks at what is to be done."""
-_REPORT_EVERY = 0.5
+REPORT_EVERY = 0.5
 """Seconds between two questions to an actor how it fares."""
 
 
@@ -86,7 +86,7 @@ class _Driver:
                 crew.attend(_TICK)
                 if self.version < updates:
                     self._update()
-                if time.monotonic() - self.asked > _REPORT_EVERY:
+                if time.monotonic() - self.asked > REPORT_EVERY:
                     self.asked = time.monotonic()
                     self._ask_how_they_fare()
         for member in (*self.collectors, *self.imaginers):
