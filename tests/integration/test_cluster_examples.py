@@ -1,4 +1,4 @@
-"""The examples for Slurm and KubeRay, as far as they can be checked without either: stand-ins take the commands' place."""
+"""The examples for Slurm and KubeRay, as far as they can be checked without either: stand-ins replace the commands."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def composes(words):
     return yaml.safe_load(result.stdout)
 
 
-# -- Slurm --------------------------------------------------------------------------------------------------------------
+# -- Slurm ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_run_that_fails_is_not_queued_again(slurm, tmp_path):
     assert not [line for line in log(tmp_path) if line.startswith("scontrol")]
 
 
-# -- Kubernetes ---------------------------------------------------------------------------------------------------------
+# -- Kubernetes -------------------------------------------------------------------------------------------------------
 
 
 def test_the_ray_job_has_what_the_operator_asks_for():

@@ -60,8 +60,8 @@ def test_the_table_of_a_run_on_ray(tmp_path):
                  "trainer busy 97%", "0.25 of collected episodes, 0.50 of imagined ones",
                  "6.5 updates",
                  "5.5 rows a batch", "at most 11 ms", "within 21 ms", "paused, error ratio 1.70",
-                 "2 restarts, 1 episodes lost", "200 collected, 3 quarantined, 4 rows allowed", "requests for inference",
-                 "updates that data pays for"):
+                 "2 restarts, 1 episodes lost", "200 collected, 3 quarantined, 4 rows allowed",
+                 "requests for inference", "updates that data pays for"):
         assert said in text
     lines = text.splitlines()
     [learner] = [line for line in lines if "the learner" in line]
