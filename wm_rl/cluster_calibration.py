@@ -26,7 +26,7 @@ from data.store import ReplayStore
 from data.types import Env, Observation, Source, Trajectory
 from wm_rl.cluster.config import RayRuntime
 from wm_rl.cluster.start import cluster
-from wm_rl.cluster_model import ClusterModel
+from wm_rl.cluster_model import REPORT_EVERY, ClusterModel
 from wm_rl.learner import Learner
 from wm_rl.loop import Loop
 from wm_rl.policy import TinyVLA
@@ -65,7 +65,7 @@ class Calibration:
     weights_bytes: float
 
     def model(
-        self, loop: Loop, runtime: RayRuntime, *, rows: int, latency: float, cores: int | None, report_every: float
+        self, loop: Loop, runtime: RayRuntime, *, rows: int, latency: float, cores: int | None
     ) -> ClusterModel:
         """``runtime`` with ``rows`` to a collector whose steps take ``latency`` more, on ``cores`` or on any number."""
         per_row, fixed = np.polyfit(ROWS, self.forward, 1)
@@ -80,7 +80,7 @@ class Calibration:
             publish_every=runtime.publish_every,
             updates_per_episode=(runtime.updates_per_episode
                                  or config.updates_per_iteration / config.episodes_per_iteration),
-            episodes_ahead=config.episodes_per_iteration, max_lag=runtime.max_lag, report_every=report_every,
+            episodes_ahead=config.episodes_per_iteration, max_lag=runtime.max_lag, report_every=REPORT_EVERY,
             driver_call=self.ask, observation_bytes=self.observation_bytes, episode_bytes=self.episode_bytes,
             weights_bytes=self.weights_bytes, bandwidth=math.inf, reduce_bandwidth=math.inf, latency=0.0)
 

@@ -19,8 +19,10 @@ from data.types import UserError
 from wm_rl.cluster.pace import Pace
 from wm_rl.cluster_stations import Processor, Server, SharingProcessor, Station
 
-_UNDERWAY = 2
-"""Episodes on their way to the writer above which a row waits."""
+UNDERWAY = 2
+"""Episodes on their way to the writer above which a row waits, as in ``wm_rl.cluster.collecting``."""
+REPORT_EVERY = 0.5
+"""Seconds between two questions of the driver, as in ``wm_rl.cluster.driver``."""
 
 Process = Generator[simpy.Event, Any, None]
 
@@ -212,9 +214,9 @@ class _Cluster:
                 self.steps += steps
                 left -= steps
             underway = [sent for sent in underway if sent.is_alive]
-            if len(underway) >= _UNDERWAY:
-                yield underway[0]
             underway.append(self.env.process(self._send(sum(versions) / len(versions))))
+            if len(underway) > UNDERWAY:
+                yield underway[0]
 
     def _send(self, version: float) -> Process:
         yield from self._carry(self.link, self.model.episode_bytes)

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.types import UserError
+from wm_rl import cluster_model
+from wm_rl.cluster import collecting, driver
 from wm_rl.cluster_model import ClusterModel, predict
 from wm_rl.cluster_stations import Processor, Server
 
@@ -177,6 +179,11 @@ def test_a_seed_alone_decides(model):
     first, second = (predict(model, seconds=4.0, warm_up=1.0, seed=3) for _ in range(2))
     assert first.utilisation == second.utilisation
     assert first.control_steps_per_s == second.control_steps_per_s
+
+
+def test_the_model_keeps_the_rules_of_the_runtime():
+    assert cluster_model.UNDERWAY == collecting._UNDERWAY
+    assert cluster_model.REPORT_EVERY == driver._REPORT_EVERY
 
 
 def test_data_pays_for_updates():

@@ -85,7 +85,11 @@ class Crew:
 
     def busy(self, member: Member, method: str) -> bool:
         """It is not there, or has not answered that call yet."""
-        return not member.up or any(call.member is member and call.method == method for call in self._pending.values())
+        return not member.up or self.calls(member, method) > 0
+
+    def calls(self, member: Member, method: str) -> int:
+        """How many calls of that method it has not answered yet."""
+        return sum(call.member is member and call.method == method for call in self._pending.values())
 
     def attend(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds for answers and deal with those that came, then with what did not come."""

@@ -20,7 +20,6 @@ from data.types import UserError
 from sim.figures import new_figure
 from sim.vector import VectorEnv
 from wm_rl.cluster.config import RayRuntime
-from wm_rl.cluster.driver import REPORT_EVERY
 from wm_rl.cluster_calibration import Calibration, calibrate, cores
 from wm_rl.cluster_model import ClusterModel, Prediction, predict
 from wm_rl.journal import Journal
@@ -83,7 +82,7 @@ def benchmark_cluster_model(
         parts = pool.submit(_calibrate, loop, env, runtime, prepared, run).result()
     standing = loop(folder=prepared, env=env, fabric=runtime(), journal=Journal(run, [], enabled=False))
     rows = env.keywords["num_envs"] // runtime.collectors  # type: ignore[attr-defined]
-    here = partial(parts.model, standing, runtime, rows=rows, report_every=REPORT_EVERY)
+    here = partial(parts.model, standing, runtime, rows=rows)
     journal.console.print(_parts(parts))
     compared = []
     for latency in latencies_ms:
