@@ -118,7 +118,10 @@ class Prediction:
     """Mean over arrived episodes, in updates; NaN where none arrived."""
     trainer_utilisation: float
     utilisation: Mapping[str, float]
-    """Share of the time in which a resource works, by its name; a mean where there are several of a kind."""
+    """Share of the time in which a resource works, by its name; a mean where there are several of a kind.
+
+    ``collectors`` are their processors, ``simulators`` the share of a row's time that its simulator takes.
+    """
     batch_rows: float
     wait_p99: float
     """99 % of the requests for inference waited at most this long for their forward pass to begin."""
@@ -158,27 +161,27 @@ class _Cluster:
                         for _ in range(model.servers)]
         self.server_links = [Processor(self.env) for _ in range(model.servers)]
         self.link, self.reducing = Processor(self.env), Processor(self.env)
+        self.updating, self.sleeping = Station(self.env), Station(self.env)
         self.writer, self.driver = processor(), processor()
         self.ranks = [processor() for _ in range(model.learners if cores else 1)]
         self.pace = Pace(ratio=model.updates_per_episode, max_lag=model.max_lag, rows=model.rows,
                          slack=model.episodes_ahead, collected=0, version=0, allowed_rows=model.rows)
-        self.version = self.limit = 0
+        self.version = 0
         self.news: list[float] = []
         self.told = self.env.event()
         self.sending: set[int] = set()
         self.limit = model.rows
-        self.forget()
+        self.steps, self.updates, self.lags = 0, 0, list[float]()
         self.env.process(self._drive())
         self.env.process(self._learn())
-        for i in range(model.collectors):
-            own = processor()
+        self.players = [processor() for _ in range(model.collectors)]
+        for i, own in enumerate(self.players):
             for row in range(model.rows):
                 self.env.process(self._play(i, row, own))
 
     def forget(self) -> None:
         """Count from now on."""
-        self.steps = self.simulating = self.updating = 0.0
-        self.updates, self.lags = 0, list[float]()
+        self.steps, self.updates, self.lags = 0, 0, list[float]()
         for station in self._stations().values():
             station.forget()
         for server in self.servers:
@@ -187,8 +190,10 @@ class _Cluster:
     def _stations(self) -> dict[str, Station]:
         return {"cores": self.machine, "writer": self.writer.station, "driver": self.driver.station,
                 "link to the writer": self.link.station, "all-reduce": self.reducing.station,
+                "updates": self.updating, "sleeping": self.sleeping,
                 **{f"server {i}": server.station for i, server in enumerate(self.servers)},
-                **{f"link of server {i}": link.station for i, link in enumerate(self.server_links)}}
+                **{f"link of server {i}": link.station for i, link in enumerate(self.server_links)},
+                **{f"collector {i}": own.station for i, own in enumerate(self.players)}}
 
     # -- who does what ----------------------------------------------------------------------------------------------
 
@@ -208,9 +213,11 @@ class _Cluster:
                 yield from self._carry(self.server_links[i], model.observation_bytes)
                 versions.append((yield self.servers[i].ask()))
                 steps = min(model.chunk, left)
-                yield self.env.timeout(model.latency + steps * model.step_latency)
+                yield self.env.timeout(model.latency)
+                number = self.sleeping.enter()
+                yield self.env.timeout(steps * model.step_latency)
+                self.sleeping.leave(number)
                 yield from own.work(steps * model.step_compute)
-                self.simulating += steps * (model.step_latency + model.step_compute)
                 self.steps += steps
                 left -= steps
             underway = [sent for sent in underway if sent.is_alive]
@@ -237,10 +244,10 @@ class _Cluster:
                 yield self.told
                 continue
             for _ in range(count):
-                begun = self.env.now
+                number = self.updating.enter()
                 yield self.env.all_of([self.env.process(rank.work(work)) for rank in self.ranks])
                 yield from self.reducing.work(model.reduce())
-                self.updating += self.env.now - begun
+                self.updating.leave(number)
                 self.updates += 1
                 self.version += 1
             for i in set(range(model.servers)) - self.sending:
@@ -272,15 +279,13 @@ class _Cluster:
     def prediction(self, seconds: float) -> Prediction:
         model, stations = self.model, self._stations()
         busy = {name: station.busy() / seconds for name, station in stations.items()}
-        several = {"inference": "server ", "links of servers": "link of server "}
-        kinds = {kind: [value for name, value in busy.items() if name.startswith(prefix)]
-                 for kind, prefix in several.items()}
-        reducing = busy["all-reduce"]
-        utilisation = {"simulators": self.simulating / seconds / (model.collectors * model.rows),
-                       **{kind: sum(values) / len(values) for kind, values in kinds.items()},
-                       "link to the writer": busy["link to the writer"], "writer": busy["writer"],
-                       "driver": busy["driver"], "updates": self.updating / seconds - reducing,
-                       "all-reduce": reducing}
+        several = {"collectors": "collector ", "inference": "server ", "links of servers": "link of server "}
+        utilisation = {kind: float(np.mean([value for name, value in busy.items() if name.startswith(prefix)]))
+                       for kind, prefix in several.items()}
+        training = self.updating.number()
+        utilisation |= {name: busy[name] for name in ("link to the writer", "writer", "driver", "all-reduce")}
+        utilisation |= {"updates": training - busy["all-reduce"], "simulators":
+                        self.sleeping.number() / (model.collectors * model.rows) + utilisation["collectors"] / model.rows}
         if model.cores is not None:
             utilisation["cores"] = busy["cores"] / model.cores
         waits = [wait for server in self.servers for wait in server.waits]
@@ -289,6 +294,6 @@ class _Cluster:
             control_steps_per_s=self.steps / seconds, episodes_per_s=len(self.lags) / seconds,
             updates_per_s=self.updates / seconds,
             samples_per_s=self.updates * model.learners * model.samples_per_update / seconds,
-            lag=float(np.mean(self.lags)) if self.lags else math.nan, trainer_utilisation=self.updating / seconds,
+            lag=float(np.mean(self.lags)) if self.lags else math.nan, trainer_utilisation=training,
             utilisation=utilisation, batch_rows=float(np.mean(batches)) if batches else 0.0,
             wait_p99=float(np.quantile(waits, 0.99)) if waits else 0.0, stations=stations)

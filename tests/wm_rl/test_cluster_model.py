@@ -135,7 +135,7 @@ def test_the_bottleneck_is_what_was_made_slow(changes, name):
 
 MODELS = st.builds(
     lambda **changes: replace(ALONE, **changes),
-    learners=st.integers(1, 3), servers=st.integers(1, 3), collectors=st.integers(1, 4), rows=st.integers(1, 4),
+    learners=st.integers(1, 3), servers=st.integers(1, 3), collectors=st.integers(1, 3), rows=st.integers(1, 3),
     cores=st.sampled_from([None, 1, 2]), step_latency=st.floats(0, 0.2), step_compute=st.floats(0.01, 0.05),
     chunk=st.integers(1, 4), episode_steps=st.floats(1, 30), episode_spread=st.floats(0, 0.9),
     call=st.floats(0, 0.01), forward_fixed=st.floats(1e-3, 0.05), forward_per_row=st.floats(0, 0.01),
@@ -147,15 +147,15 @@ MODELS = st.builds(
     reduce_bandwidth=st.sampled_from([1e7, math.inf]), latency=st.sampled_from([0.0, 0.002]))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(model=MODELS, seed=st.integers(0, 100))
 def test_laws_that_hold_for_every_cluster(model, seed):
-    seconds = 5.0
-    found = predict(model, seconds=seconds, warm_up=2.0, seed=seed)
+    seconds = 3.0
+    found = predict(model, seconds=seconds, warm_up=1.0, seed=seed)
     for name, station in found.stations.items():
         # Little's law on a finite window: the mean number inside is the time spent inside per second.
         assert station.number() * seconds == pytest.approx(station.time(), rel=1e-9, abs=1e-9), name
-    assert all(-1e-9 <= share <= 1 + 1e-6 for name, share in found.utilisation.items() if name != "simulators")
+    assert {name: share for name, share in found.utilisation.items() if not -1e-9 <= share <= 1 + 1e-9} == {}
     # The utilisation law, to within the request that is underway at either end.
     writer = found.stations["writer"]
     assert writer.busy() == pytest.approx(writer.left * model.append, abs=2 * model.append + 1e-9)
