@@ -284,8 +284,8 @@ class _Cluster:
                        for kind, prefix in several.items()}
         training = self.updating.number()
         utilisation |= {name: busy[name] for name in ("link to the writer", "writer", "driver", "all-reduce")}
-        utilisation |= {"updates": training - busy["all-reduce"], "simulators":
-                        self.sleeping.number() / (model.collectors * model.rows) + utilisation["collectors"] / model.rows}
+        utilisation["updates"] = training - busy["all-reduce"]
+        utilisation["simulators"] = (self.sleeping.number() / model.collectors + utilisation["collectors"]) / model.rows
         if model.cores is not None:
             utilisation["cores"] = busy["cores"] / model.cores
         waits = [wait for server in self.servers for wait in server.waits]

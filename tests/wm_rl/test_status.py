@@ -110,6 +110,21 @@ def test_what_became_of_a_run(changes, state, said, tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().out.split())
 
 
+def test_the_live_view_ends_with_the_run_or_by_ctrl_c(tmp_path, capsys, monkeypatch):
+    folder = make(tmp_path / "run", [ROW])
+    looks = iter([lambda: None, lambda: make(folder, [ROW], state="ended", iteration=20)])
+    monkeypatch.setattr(time, "sleep", lambda seconds: next(looks)())
+    assert command(run=str(folder), once=False, every=1.0) == 0
+    assert "20 of 20" in capsys.readouterr().out
+
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    make(folder, [ROW])
+    monkeypatch.setattr(time, "sleep", interrupt)
+    assert command(run=str(folder), once=False, every=1.0) == 0
+
+
 def test_no_run_is_one_line_that_says_what_to_type(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no run in runs/x: expected runs/x/status.json; give the folder"):

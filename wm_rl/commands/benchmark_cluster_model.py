@@ -148,7 +148,7 @@ def _trainers(count: int, *, update: float, shared: float) -> float:
         updates_per_episode=float("inf"), episodes_ahead=1, max_lag=float("inf"), report_every=1.0, driver_call=0.0,
         observation_bytes=0.0, episode_bytes=0.0, weights_bytes=0.0, bandwidth=float("inf"),
         reduce_bandwidth=float("inf"), latency=0.0)
-    return predict(model, seconds=1000.0, warm_up=10.0).samples_per_s
+    return predict(model, seconds=300.0, warm_up=10.0).samples_per_s
 
 
 # -- tables and pictures ----------------------------------------------------------------------------------------------
