@@ -20,7 +20,6 @@ from lightning.fabric import Fabric
 
 from data.batches import to_torch
 from data.prefetch import prefetch
-from data.rollout import rollout
 from data.sampler import DecisionSampler
 from data.store import ReplayStore
 from data.types import Env, Observation, Source, Trajectory
@@ -36,6 +35,8 @@ ROWS = (1, 2, 4, 8, 16)
 """Sizes of batches whose forward pass is timed."""
 _TIMES = 12
 """Repeats of what is short."""
+_EPISODES = 16
+"""Newest simulated episodes that are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,36 +91,43 @@ class Calibration:
 
 
 def calibrate(loop: Loop, make_env: Callable[[], Env], runtime: RayRuntime, scratch: Path) -> Calibration:
-    """Measure on a ``loop`` that stands at its last stage; ``make_env`` gives one row. Leaves the store as it was.
+    """Measure on a ``loop`` that stands at its last stage. Leaves its store as it was.
+
+    ``make_env`` gives rows in this process. The store must hold simulated episodes.
 
     ``scratch`` is a folder for a store that is written to; it must not exist.
     """
     store, policy = loop.store(), loop.trained_policy()
+    played = [store.trajectory(i) for i in np.flatnonzero(store.episodes.source == Source.SIM.value)[-_EPISODES:]]
+    lengths = [len(trajectory) for trajectory in played]
     with contextlib.closing(make_env()) as env:
-        begun = time.process_time()
-        played = list(rollout(env, policy, [[training_episode(0, "calibration", 0, i) for i in range(3)]], sample=True))
-        acting = time.process_time() - begun
-        observation = _look(env)
+        observation, step = _simulate(env, round(float(np.mean(lengths))))
     forward = [_forward(policy, observation, rows) for rows in ROWS]
-    steps = sum(map(len, played))
-    decisions = sum(int(trajectory.decision.sum()) for trajectory in played)
-    update, batch = _update(loop, store)
+    update, decisions = _update(loop, store)
     call, send, ask = _calls(runtime, observation, played[0])
-    acted = [len(store.trajectory(i)) for i in np.flatnonzero(store.episodes.source == Source.SIM.value)[-32:]]
     weights = sum(value.numel() * value.element_size() for value in policy.state_dict().values())
     return Calibration(
-        forward=forward, step=max(1e-6, (acting - decisions * forward[0]) / steps), update=update,
-        append=_append(store, played, scratch), call=call, send=send, ask=ask, chunk=policy.chunk,
-        episode_steps=float(np.mean(acted)), episode_deviation=float(np.std(acted)), decisions=batch,
-        observation_bytes=_size(observation.frames) + observation.proprio.nbytes,
-        episode_bytes=_size(played[0].frames) / len(played[0]) * float(np.mean(acted)), weights_bytes=weights)
+        forward=forward, step=step, update=update, append=_append(store, played, scratch), call=call, send=send,
+        ask=ask, chunk=policy.chunk, episode_steps=float(np.mean(lengths)), episode_deviation=float(np.std(lengths)),
+        decisions=decisions, observation_bytes=_size(observation.frames) + observation.proprio.nbytes,
+        episode_bytes=float(np.mean([_size(trajectory.frames) for trajectory in played])), weights_bytes=weights)
 
 
-def _look(env: Env) -> Observation:
-    """What a policy sees of the first row of ``env``."""
-    seen, info = env.reset(seed=[training_episode(0, "calibration", 1, 0)],
-                           options={"reset_mask": np.ones(env.num_envs, bool)})
-    return Observation(frames=seen["frames"], proprio=seen["proprio"], instruction=list(info["instruction"]), slot=[0])
+def _simulate(env: Env, steps: int) -> tuple[Observation, float]:
+    """What a policy sees of the first row, and the processor time of a control step of one, its reset's share too."""
+    draw, over, played = np.random.default_rng(0), np.zeros(env.num_envs, bool), 0
+    begun = time.process_time()
+    seen, info = env.reset(seed=[training_episode(0, "calibration", 0, row) for row in range(env.num_envs)],
+                           options={"reset_mask": ~over})
+    for _ in range(steps):
+        played += int((~over).sum())
+        _, _, terminated, truncated, _ = env.step(
+            draw.uniform(-1, 1, (env.num_envs, env.spec.action_dim)).astype(np.float32))
+        over |= terminated | truncated
+    seconds = (time.process_time() - begun) / played
+    first = Observation(frames={name: frames[:1] for name, frames in seen["frames"].items()},
+                        proprio=seen["proprio"][:1], instruction=list(info["instruction"][:1]), slot=[0])
+    return first, seconds
 
 
 def _forward(policy: TinyVLA, one: Observation, rows: int) -> float:

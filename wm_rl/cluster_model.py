@@ -129,13 +129,16 @@ class Prediction:
 
     @property
     def bottleneck(self) -> str:
-        """The busiest resource."""
-        return max(self.utilisation, key=self.utilisation.__getitem__)
+        """The busiest resource. Who waits for a shared core counts as busy, so the cores come first where both are."""
+        return self._busiest()[0]
 
     @property
     def next_bottleneck(self) -> str:
         """The busiest but one."""
-        return sorted(self.utilisation, key=self.utilisation.__getitem__)[-2]
+        return self._busiest()[1]
+
+    def _busiest(self) -> list[str]:
+        return sorted(self.utilisation, key=lambda name: (-round(self.utilisation[name], 2), name != "cores"))
 
 
 def predict(model: ClusterModel, *, seconds: float, warm_up: float, seed: int = 0) -> Prediction:

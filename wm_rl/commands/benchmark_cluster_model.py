@@ -7,6 +7,7 @@ settings; (2) AcceRL's published samples/s for 1 to 7 trainers beside it; (3) wh
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -110,8 +111,9 @@ def _calibrate(
 ) -> Calibration:
     standing = loop(folder=prepared, env=env, fabric=runtime(), journal=Journal(run, [], enabled=False))
     standing.run(lambda _: None)  # reads the checkpoint
-    row = partial(env, latency_ms=0.0, num_envs=1, workers=0)
-    return calibrate(standing, row, runtime, run / "calibration.zarr")
+    scratch = run / "calibration.zarr"
+    shutil.rmtree(scratch, ignore_errors=True)
+    return calibrate(standing, partial(env, latency_ms=0.0, workers=0), runtime, scratch)
 
 
 def figures(of: Prediction) -> dict[str, Any]:
