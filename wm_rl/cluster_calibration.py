@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -208,3 +210,19 @@ def _size(frames: object) -> int:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def free_cores(seconds: float = 3.0) -> float:
+    """How many of them can be had now, beside whatever else runs: processor time per time when all are asked for."""
+    spinning = [subprocess.Popen([sys.executable, "-S", "-c", _SPIN, str(seconds)], stdout=subprocess.PIPE)
+                for _ in range(cores())]
+    return sum(float(process.communicate()[0]) for process in spinning)
+
+
+_SPIN = """
+import sys, time
+begun, used = time.perf_counter(), time.process_time()
+while time.perf_counter() - begun < float(sys.argv[1]):
+    pass
+print((time.process_time() - used) / (time.perf_counter() - begun))
+"""

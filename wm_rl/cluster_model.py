@@ -98,6 +98,12 @@ class ClusterModel:
         n = self.learners
         return 2 * (n - 1) / n * self.weights_bytes / self.reduce_bandwidth + 2 * (n - 1) * self.latency
 
+    def slowed(self, factor: float) -> ClusterModel:
+        """All computing takes that many times as long, as where other work has its share of the processors."""
+        return replace(self, **{name: factor * getattr(self, name) for name in (
+            "step_compute", "call", "forward_fixed", "forward_per_row", "append", "update", "update_sharded",
+            "driver_call")})
+
     def scaled(self, devices: int) -> ClusterModel:
         """That many times everything; every rank has its share of data, so an episode pays for fewer global updates."""
         return replace(self, learners=devices * self.learners, servers=devices * self.servers,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data.types import UserError
 from tests.wm_rl.test_cluster_model import ALONE
+from wm_rl.cluster_calibration import cores, free_cores
 from wm_rl.cluster_model import predict
 from wm_rl.commands import benchmark_cluster_model as benchmark
 
@@ -51,7 +52,12 @@ def test_its_picture_and_tables(tmp_path):
     table = benchmark._scaled(scaled)
     assert table.row_count == 2
     measured = dict.fromkeys(benchmark._COMPARED, 1.0)
-    assert benchmark._compared([{"latency_ms": 5.0, "measured": measured, "predicted": scaled[0]}]).row_count == 1
+    assert benchmark._compared([{"latency_ms": 5.0, "measured": measured, "free_cores": [2.0, 1.5],
+                                 "predicted": scaled[0]}]).row_count == 1
+
+
+def test_free_cores_are_no_more_than_there_are():
+    assert 0 < free_cores(0.5) <= cores() + 0.1
 
 
 @pytest.mark.ray

@@ -186,6 +186,13 @@ def test_the_model_keeps_the_rules_of_the_runtime():
     assert cluster_model.REPORT_EVERY == driver._REPORT_EVERY
 
 
+def test_a_machine_that_others_use_is_slower_in_what_it_computes_only():
+    slow = replace(ALONE, step_compute=0.01).slowed(2.0)
+    found = predict(slow, seconds=500.0, warm_up=50.0)
+    assert found.control_steps_per_s == pytest.approx(2 / (0.2 + 0.04 + 0.024), rel=1e-2)
+    assert found.updates_per_s == pytest.approx(1 / 0.1, rel=1e-3)
+
+
 def test_data_pays_for_updates():
     """Half an update an episode: what is trained follows what is collected, whatever else is fast."""
     found = predict(replace(ALONE, collectors=8, updates_per_episode=0.5), seconds=500.0, warm_up=100.0)

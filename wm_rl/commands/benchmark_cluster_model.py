@@ -21,7 +21,7 @@ from data.types import UserError
 from sim.figures import new_figure
 from sim.vector import VectorEnv
 from wm_rl.cluster.config import RayRuntime
-from wm_rl.cluster_calibration import Calibration, calibrate, cores
+from wm_rl.cluster_calibration import Calibration, calibrate, cores, free_cores
 from wm_rl.cluster_model import ClusterModel, Prediction, predict
 from wm_rl.journal import Journal
 from wm_rl.loop import Loop
@@ -89,10 +89,13 @@ def benchmark_cluster_model(
     for latency in latencies_ms:
         slow = partial(env, latency_ms=latency, num_envs=rows)
         what = Measurement(loop=loop, env=slow, runtime=runtime, local=runtime, seconds=seconds)
+        free = [free_cores()]
         with one_core_each(1) as pool:  # a cluster of its own
             measured = pool.submit(measure, what, prepared, run / "running").result()
-        predicted = predict(here(latency=latency / 1e3, cores=cores()), seconds=20 * seconds, warm_up=seconds)
-        compared.append({"latency_ms": latency, "measured": measured, "predicted": figures(predicted)})
+        free.append(free_cores())
+        model = here(latency=latency / 1e3, cores=cores()).slowed(2 * cores() / sum(free))
+        compared.append({"latency_ms": latency, "measured": measured, "free_cores": free,
+                         "predicted": figures(predict(model, seconds=10 * seconds, warm_up=seconds))})
     published = accerl()
     model = scaling.model(here(latency=0.0, cores=None))
     scaled = [{"devices": n, **figures(predict(model.scaled(n), seconds=scaling.seconds, warm_up=scaling.seconds))}
@@ -171,9 +174,11 @@ _COMPARED = {"control_steps_per_s": ("control steps/s", 1), "updates_per_s": ("u
 
 
 def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("latency", *(title for title, _ in _COMPARED.values()), "bottleneck", title="measured → predicted")
+    table = Table("latency", "free cores", *(title for title, _ in _COMPARED.values()), "bottleneck",
+                  title="measured → predicted")
     for row in rows:
-        table.add_row(f"{row['latency_ms']:g} ms", *(
+        free = " to ".join(f"{count:.1f}" for count in sorted(row["free_cores"]))
+        table.add_row(f"{row['latency_ms']:g} ms", free, *(
             f"{row['measured'][name]:.{digits}f} → {row['predicted'][name]:.{digits}f}"
             for name, (_, digits) in _COMPARED.items()), row["predicted"]["bottleneck"])
     return table
