@@ -59,8 +59,9 @@ class VectorEnv:
         workers: int = 2,
         config: MetaWorldConfig | None = None,
         source: Source | str = Source.SIM,
+        only: int | None = None,
     ) -> None:
-        """Start the processes and build every task.
+        """Start the processes and build every task; ``only`` that row of them, where each is played by itself.
 
         Raises:
             UserError: for an unknown task, an empty list, a source that is not ``sim`` or ``real``, no row, a machine
@@ -75,9 +76,10 @@ class VectorEnv:
         except UserError:
             if pixels:
                 raise
-        self.num_envs, self.config, self.source = num_envs, config, Source(source)
-        self.tasks = tuple(tasks)
-        self.row_tasks = [self.tasks[row % len(self.tasks)] for row in range(num_envs)]
+        self.config, self.source, self.tasks = config, Source(source), tuple(tasks)
+        rows = range(num_envs) if only is None else [only]
+        self.row_tasks = [self.tasks[row % len(self.tasks)] for row in rows]
+        self.num_envs = num_envs = len(rows)
         self.spec = Spec(cameras=(config.camera,) if pixels else (), image_size=config.image_size,
                          proprio_names=PROPRIO if pixels else STATE, action_names=ACTIONS, control_hz=config.control_hz)
         self.statistics = STATISTICS if pixels else STATE_STATISTICS
@@ -102,8 +104,8 @@ class VectorEnv:
         try:
             blocks = np.array_split(np.arange(num_envs), max(1, min(workers, num_envs)))
             for block in blocks:
-                rows = {int(row): self.row_tasks[row] for row in block}
-                self._workers.append(_Remote(rows, config) if workers else _Local(rows, config))
+                share = {int(row): self.row_tasks[row] for row in block}
+                self._workers.append(_Remote(share, config) if workers else _Local(share, config))
             for worker in self._workers:
                 worker.receive()  # all are building at the same time by now
         except BaseException:

@@ -26,6 +26,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 COMMANDS = tuple(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 _GLOBAL = ("experiment", "suite")
 """Groups whose choices set keys of the whole configuration."""
+_LOOKERS = ("status",)
+"""Commands that leave nothing behind."""
 USAGE = f"""usage: python main.py <command> [overrides]
 
 commands: {", ".join(COMMANDS)}
@@ -128,6 +130,8 @@ def _with_run_folder(command: str, options: list[str], overrides: list[str]) -> 
                                "give the folder of a run, e.g. resume=runs/train/2026-01-31_12-00-00")
         earlier = [word for word in map(str, OmegaConf.load(saved)) if not word.startswith("resume=")]
         return [f"hydra.run.dir={folder}", *earlier, *overrides]
+    if command in _LOOKERS:
+        return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled", *overrides]
     chosen = any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in overrides)
     if chosen:
         return overrides

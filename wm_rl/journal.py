@@ -32,6 +32,9 @@ class Journal:
         """``folder`` receives ``metrics.jsonl``."""
         self.path, self.loggers, self.enabled = folder / "metrics.jsonl", loggers, enabled
         self.console = Console(quiet=not enabled)
+        self.live: Mapping[str, Any] = {}
+        """What a runtime says of itself between two rows (``wm_rl.status``)."""
+        self._shown: Progress | None = None
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal (rich markup)."""
@@ -74,13 +77,19 @@ class Journal:
                 continue
         return rows
 
+    def doing(self) -> dict[str, Any]:
+        """Title and amounts of the newest bar that is being shown; empty where there is none."""
+        if self._shown is None or not self._shown.live.is_started or not self._shown.tasks:
+            return {}
+        task = self._shown.tasks[-1]
+        return {"title": task.description, "done": task.completed, "total": task.total}
+
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Bar]:
         """A progress bar on a terminal; elsewhere one line when it ends."""
         with self._bars() as progress:
             task = progress.add_task(title, total=total, note="")
             yield Bar(progress, task)
-
 
     @contextmanager
     def stages(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -96,9 +105,10 @@ class Journal:
             yield watch
 
     def _bars(self) -> Progress:
-        return Progress(SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(bar_width=24),
-                        MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
-                        console=self.console)
+        self._shown = Progress(SpinnerColumn(), TextColumn("{task.description:<12}"), BarColumn(bar_width=24),
+                               MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+                               console=self.console)
+        return self._shown
 
 
 class Bar:

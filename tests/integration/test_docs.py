@@ -22,7 +22,7 @@ SMALL = {
     "train_world_model": ["world_model.steps=3", "held_out=0.3", "world_model.success_windows=4"], "train": LOOP,
     "evaluate_world_model": ["held_out=0.3", "starts=4", "trials_per_task=1", "speed=false",
                              "env.tasks=[drawer-close-v3,door-close-v3]", "env.config.max_episode_steps=14"],
-    "evaluate": [*ENV, "evaluation.trials_per_task=1"], "store": [],
+    "evaluate": [*ENV, "evaluation.trials_per_task=1"], "store": [], "status": [],
     "benchmark": ["train_experiment=smoke", "seeds=[3]",
                   f"controls=[{{_target_: wm_rl.commands.benchmark.Control, name: tiny, overrides: {LOOP}}}]"],
 }

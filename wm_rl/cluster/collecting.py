@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import ray
@@ -22,7 +23,7 @@ from data.types import Env, Trajectory
 from wm_rl.cluster.inference import RemotePolicy
 from wm_rl.seeding import training_episode
 
-_UNDERWAY = 8
+_UNDERWAY = 2
 """Episodes on their way to the writer above which whoever sends more waits for it."""
 _PAUSE = 0.02
 """Seconds between two looks of an idle collector at its limit."""
@@ -51,60 +52,80 @@ class Outbox:
 
 
 class Collector:
-    """Plays episodes for ever, at most ``limit`` at a time. ``status`` and ``limit`` answer while it does."""
+    """Plays episodes for ever, each row in a thread at its own pace: none waits for another row's simulator or episode.
+
+    ``status`` and ``limit`` answer meanwhile.
+    """
 
     def __init__(
-        self, make_env: Callable[[], Env], server: Any, writer: Any, *, seed: int, chunk: int, limit: int
+        self, make_env: Callable[[int], Env], server: Any, writer: Any, *, rows: int, seed: int, chunk: int, limit: int
     ) -> None:
-        """``server``, ``writer``: handles of an ``InferenceServer`` and a ``Writer``. ``limit``: rows, at first."""
+        """``make_env(i)``: row ``i`` alone. ``server``, ``writer``: handles of an ``InferenceServer`` and a ``Writer``.
+
+        ``limit``: rows that may play, at first.
+        """
         self._make_env, self._seed, self._limit = make_env, seed, limit
-        self._policy = RemotePolicy(server, chunk=chunk, waiting=self._elsewhere)
-        self._outbox, self._simulating = Outbox(writer), True
-        self._begun = self._ended = self._steps = 0
-        self._alive_at = time.monotonic()
+        self._rows = [_Row(server, writer, chunk=chunk) for _ in range(rows)]
 
     def ready(self) -> int:
         """The process."""
         return os.getpid()
 
     def play(self, stream: int) -> None:
-        """Make the environment, in this thread, and play the training episodes of ``stream`` until killed."""
+        """Play the training episodes of ``stream`` until killed; raises what a row raises."""
         numbers = itertools.count()
-
-        def seeds() -> Iterator[int | None]:
-            while True:
-                if self._begun - self._ended >= self._limit:
-                    yield None
-                else:
-                    self._begun += 1
-                    yield training_episode(self._seed, "stream", stream, next(numbers))
-
-        with contextlib.closing(self._make_env()) as env:
-            while True:
-                for trajectory in rollout(env, self._policy, [seeds()] * env.num_envs, sample=True,
-                                          on_step=self._on_step):
-                    self._ended += 1
-                    with self._elsewhere():
-                        self._outbox.send(trajectory)
-                with self._elsewhere():
-                    time.sleep(_PAUSE)
+        pool = ThreadPoolExecutor(len(self._rows), "row")
+        for row in as_completed([pool.submit(self._play_row, i, stream, numbers) for i in range(len(self._rows))]):
+            row.result()
 
     def limit(self, rows: int) -> None:
-        """From now on begin no episode while this many are being played."""
+        """From now on only so many rows begin episodes."""
         self._limit = rows
 
     def status(self) -> dict[str, float]:
         """Control steps so far, episodes being played, episodes lost, and seconds that a step has taken by now."""
-        return {"steps": self._steps, "playing": self._begun - self._ended, "lost": self._outbox.lost,
-                "quiet": time.monotonic() - self._alive_at if self._simulating else 0.0}
+        return {"steps": sum(row.steps for row in self._rows), "playing": sum(row.playing for row in self._rows),
+                "lost": sum(row.outbox.lost for row in self._rows), "quiet": max(row.quiet() for row in self._rows)}
+
+    def _play_row(self, i: int, stream: int, numbers: Iterator[int]) -> None:
+        """Make the environment in this thread, as a GL context belongs to one, and play."""
+        row = self._rows[i]
+
+        def seeds() -> Iterator[int | None]:
+            while True:
+                row.playing = i < self._limit
+                yield training_episode(self._seed, "stream", stream, next(numbers)) if row.playing else None
+
+        with contextlib.closing(self._make_env(i)) as env:
+            while True:
+                for trajectory in rollout(env, row.policy, [seeds()], sample=True, on_step=row.on_step):
+                    with row.elsewhere():
+                        row.outbox.send(trajectory)
+                with row.elsewhere():
+                    time.sleep(_PAUSE)
+
+
+class _Row:
+    """One row: how far it is, and what it waits for."""
+
+    def __init__(self, server: Any, writer: Any, *, chunk: int) -> None:
+        self.policy = RemotePolicy(server, chunk=chunk, waiting=self.elsewhere)
+        self.outbox = Outbox(writer)
+        self.steps, self.playing = 0, False
+        self._simulating, self._alive_at = True, time.monotonic()
+
+    def on_step(self, rows: int) -> None:
+        """After each control step."""
+        self.steps += rows
+        self._alive_at = time.monotonic()
+
+    def quiet(self) -> float:
+        """Seconds that the simulator has taken by now."""
+        return time.monotonic() - self._alive_at if self._simulating else 0.0
 
     @contextlib.contextmanager
-    def _elsewhere(self) -> Iterator[None]:
+    def elsewhere(self) -> Iterator[None]:
         """What takes time here is not the simulator's doing."""
         self._simulating = False
         yield
         self._alive_at, self._simulating = time.monotonic(), True
-
-    def _on_step(self, rows: int) -> None:
-        self._steps += rows
-        self._alive_at = time.monotonic()

@@ -6,9 +6,11 @@ how to begin again. Nothing here waits for one actor while another has something
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -33,7 +35,11 @@ class Member:
     up: bool = False
     pid: int = 0
     """Of its process, on whatever machine that is."""
+    node: str = ""
+    """Name of that machine."""
     restarts: int = 0
+    seen: float = 0.0
+    """When it last answered, on the monotonic clock."""
     knock_at: float = 0.0
     """When to ask again whether it is there, on the monotonic clock."""
 
@@ -79,7 +85,11 @@ class Crew:
 
     def busy(self, member: Member, method: str) -> bool:
         """It is not there, or has not answered that call yet."""
-        return not member.up or any(call.member is member and call.method == method for call in self._pending.values())
+        return not member.up or self.calls(member, method) > 0
+
+    def calls(self, member: Member, method: str) -> int:
+        """How many calls of that method it has not answered yet."""
+        return sum(call.member is member and call.method == method for call in self._pending.values())
 
     def attend(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds for answers and deal with those that came, then with what did not come."""
@@ -107,6 +117,13 @@ class Crew:
         """Of all actors."""
         return sum(member.restarts for member in self.members)
 
+    def roll(self) -> list[dict[str, Any]]:
+        """Everyone: ``name``, ``up``, ``pid``, ``node``, ``restarts``, ``silent`` (seconds since the last answer)."""
+        now = time.monotonic()
+        return [{"name": member.name, "up": member.up, "pid": member.pid, "node": member.node,
+                 "restarts": member.restarts, "silent": now - member.seen if member.seen else None}
+                for member in self.members]
+
     def _deal(self, reference: Any, call: _Call) -> None:
         member = call.member
         try:
@@ -124,6 +141,7 @@ class Crew:
                 raise error.cause from error
             self.replace(member, f"{call.method} failed: {type(error.cause).__name__}: {error.cause}")
         else:
+            member.seen = time.monotonic()
             call.then(answer)
 
     def _gone(self, member: Member, why: str) -> None:
@@ -138,9 +156,15 @@ class Crew:
     def _knock(self, member: Member) -> None:
         def there(pid: int) -> None:
             member.up, member.pid = True, pid
+            self.ask(member, "__ray_call__", _node, then=partial(setattr, member, "node"))
             member.begin(member)
 
         self.ask(member, "ready", then=there, patience=_STARTING)
 
     def _calls(self, member: Member) -> bool:
         return any(call.member is member for call in self._pending.values())
+
+
+def _node(actor: Any) -> str:
+    """Runs in an actor."""
+    return socket.gethostname()

@@ -6,6 +6,7 @@ whoever made them goes on), keeps the balance of collecting and updating, counts
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -38,17 +39,18 @@ from world_model.learner import WorldModelLearner
 
 _TICK = 0.05
 """Longest time in s between two looks at what is to be done."""
+_AHEAD = 2
+"""Calls for updates that a learner has at a time: it begins the next while the driver hears of the last."""
 _REPORT_EVERY = 0.5
 """Seconds between two questions to an actor how it fares."""
 
 
 def improve_on_cluster(loop: Loop, runtime: RayRuntime) -> None:
     """Run the updates that are not done yet, with everything they need around them."""
-    updates = loop.config.iterations * loop.config.updates_per_iteration
     if loop.progress["iteration"] < loop.config.iterations:
         loop.store().close()  # from here on another process writes
         with loop.timed("improve"), cluster(runtime, cpus=runtime.collectors + runtime.imaginers) as here:
-            _Driver(loop, runtime, here).run(updates)
+            _Driver(loop, runtime, here).run()
     elif "learner" in loop.saved:
         loop.trained_policy().load_state_dict(loop.saved["learner"]["policy"])
         loop.trained_policy().version = loop.saved["learner"]["version"]
@@ -60,10 +62,11 @@ class _Driver:
 
     def __init__(self, loop: Loop, runtime: RayRuntime, here: Mapping[str, Any]) -> None:
         self.loop, self.runtime, self.config = loop, runtime, loop.config
+        self.updates = loop.config.iterations * loop.config.updates_per_iteration
         self.counters: dict[str, int] = loop.progress.setdefault("cluster", {
             "collected": loop.progress["iteration"] * loop.config.episodes_per_iteration, "streams": 0})
         self.learned: dict[str, Any] = loop.saved.get("learner", {})
-        self.version = int(self.learned.get("version", 0))
+        self.version = self.ordered = int(self.learned.get("version", 0))
         weights = self.learned["policy"] if self.learned else loop.trained_policy().state_dict()
         self.published: tuple[Any, int] = ray.put(weights), self.version
         self.model_state = ray.put(loop.model().state_dict()) if loop.imagines else None
@@ -77,14 +80,13 @@ class _Driver:
                          say=lambda text: loop.journal.say(escape(text)))
         self._hire(dict(here))
 
-    def run(self, updates: int) -> None:
-        """Until the policy has had that many updates."""
-        loop, crew = self.loop, self.crew
+    def run(self) -> None:
+        """Until the policy has had all its updates."""
+        loop, crew, updates = self.loop, self.crew, self.updates
         with loop.journal.progress("improve", self.config.iterations - loop.progress["iteration"]) as self.bar:
             while self.version < updates or crew.busy(self.learner, "state"):
                 crew.attend(_TICK)
-                if self.version < updates:
-                    self._update()
+                self._update()
                 if time.monotonic() - self.asked > _REPORT_EVERY:
                     self.asked = time.monotonic()
                     self._ask_how_they_fare()
@@ -112,9 +114,9 @@ class _Driver:
         def server(i: int) -> Any:
             return self.servers[i % len(self.servers)].handle
 
-        self.collectors = [hire(f"collector {i}", Collector, partial(_collector_env, loop.make_env), server(i),
-                                self.writer.handle, seed=loop.seed, chunk=policy.chunk, limit=self.pace.limit,
-                                begin=self._play,
+        self.collectors = [hire(f"collector {i}", Collector, partial(_row, loop.make_env), server(i),
+                                self.writer.handle, rows=self.pace.rows, seed=loop.seed, chunk=policy.chunk,
+                                limit=self.pace.limit, begin=self._play,
                                 options={"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": 2})
                            for i in range(runtime.collectors)]
         learner = partial(_new_learner, loop.learner_config, loop.folder / "warm_start", loop.objective, loop.trust)
@@ -154,26 +156,30 @@ class _Driver:
         """What was learned since the last checkpoint is lost with a learner that died, and nothing else."""
         if self.learned:
             self.crew.ask(member, "load", self.learned)
-            self.version = int(self.learned["version"])
-        else:
-            self.version = 0
+        self.version = self.ordered = int(self.learned.get("version", 0))
         self.tally.clear_updates()
 
     # -- updates ----------------------------------------------------------------------------------------------------
 
     def _update(self) -> None:
-        """Keep the learner busy while there is data for it."""
-        if self.crew.busy(self.learner, "update") or not self._has_every_source():
-            return
+        """Keep the learner busy while there is data for it: what it does next is ordered before it is done."""
         per_iteration = self.config.updates_per_iteration
-        count = min(self.runtime.publish_every, per_iteration - self.version % per_iteration,
-                    self.pace.updates_allowed(self.version))
-        if count > 0:
-            weights = self.crew.ask(self.learner, "update", count, returns=2,
-                                    then=lambda updates: self._updated(updates, weights))
+        while self.crew.calls(self.learner, "update") < _AHEAD and self.learner.up and self._has_every_source():
+            count = min(self.runtime.publish_every, per_iteration - self.ordered % per_iteration,
+                        self.pace.updates_allowed(self.ordered))
+            if count <= 0 or self.ordered >= self.updates:
+                break
+            self._order(count)
+            if self.ordered % per_iteration == 0:
+                self.crew.ask(self.learner, "state", then=partial(self._checkpoint, self.ordered // per_iteration))
+
+    def _order(self, count: int) -> None:
+        self.ordered += count
+        weights = self.crew.ask(self.learner, "update", count, returns=2,
+                                then=lambda updates: self._updated(updates, weights))
 
     def _has_every_source(self) -> bool:
-        if self.version == 0:
+        if self.ordered == 0:
             self.loop.store().refresh()
         present = self.loop.store().episodes.source
         return all((present == source).any() for source, weight in self.replay.mix.items() if weight > 0)
@@ -184,9 +190,6 @@ class _Driver:
         for server in self.servers:
             if not self.crew.busy(server, "load"):  # else the next publication is newer
                 self._send_weights(server)
-        if self.version % self.config.updates_per_iteration == 0:
-            iteration = self.version // self.config.updates_per_iteration
-            self.crew.ask(self.learner, "state", then=partial(self._checkpoint, iteration))
 
     def _checkpoint(self, iteration: int, learned: dict[str, Any]) -> None:
         loop = self.loop
@@ -216,6 +219,15 @@ class _Driver:
             if self.branches_due and not busy(imaginer, "imagine") and not busy(imaginer, "load"):
                 branches, self.branches_due = self.branches_due, 0
                 ask(imaginer, "imagine", self._stream(), branches)
+        self.loop.journal.live = self._live()
+
+    def _live(self) -> dict[str, Any]:
+        """For whoever looks at the run from outside (``wm_rl.status``)."""
+        queues = {**self.tally.queues(), "branches to imagine": self.branches_due}
+        if math.isfinite(self.pace.ratio):
+            queues["updates that data pays for"] = self.pace.updates_allowed(self.version)
+        return {"updates": self.version, "collected": self.counters["collected"], "rows_allowed": self.pace.limit,
+                "quarantined": self.tally.quarantined, "queues": queues, "members": self.crew.roll()}
 
     def _fares(self, collector: Member, status: dict[str, float]) -> None:
         """Replace a simulator that hangs; tell one that plays how many rows it may."""
@@ -269,9 +281,9 @@ class _Driver:
         self.loop.journal.record("world_model", model.version - 1, metrics)
 
 
-def _collector_env(make_env: Any) -> Any:
-    """All rows in the collector's own process."""
-    return make_env(workers=0)
+def _row(make_env: Any, row: int) -> Any:
+    """One row of the environment, in the process that asks."""
+    return make_env(workers=0, only=row)
 
 
 def _new_learner(

@@ -34,6 +34,10 @@ class InferenceServer:
     """Answers with what the policy would answer alone; weights change between two forward passes, never in one.
 
     Those who ask before the first weights were loaded wait for them, as they do when a dead server was replaced.
+
+    A request whose batch has room waits at most ``max_age`` plus one forward pass until its own begins: when it is
+    ``max_age`` old, either the server is free and begins, or it is in a forward pass, and begins after it. A batch has
+    room for all where no more than ``batch_size`` rows ask at a time.
     """
 
     def __init__(self, make_policy: Callable[[], TokenPolicy], *, batch_size: int, max_age: float) -> None:
@@ -44,7 +48,7 @@ class InferenceServer:
         self._arrival = asyncio.Event()
         self._next: tuple[dict[str, Any], int] | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._rows, self._waits, self._latencies = (deque[float](maxlen=_KEPT) for _ in range(3))
+        self._rows, self._waits, self._latencies, self._passes = (deque[float](maxlen=_KEPT) for _ in range(4))
         self._answered = 0
 
     async def act(self, observation: Observation, seeds: Sequence[int] | None) -> tuple[Action, int]:
@@ -66,18 +70,18 @@ class InferenceServer:
         self._loaded.set()
 
     async def report(self) -> dict[str, float]:
-        """Version, requests answered and waiting, rows per batch; quantiles in ms of waits and of whole answers."""
+        """Version, requests answered and waiting, rows per batch; quantiles in ms of waits, answers, forward passes."""
         found: dict[str, float] = {"version": self._policy.version if self._next is None else self._next[1],
                  "requests": self._answered, "queue": len(self._waiting)}
         if not self._rows:
             return found
-        waits, latencies = (1e3 * np.array(values) for values in (self._waits, self._latencies))
-        return found | {"batch_rows": float(np.mean(self._rows)),
-                        "wait_p50_ms": float(np.quantile(waits, 0.5)), "wait_p99_ms": float(np.quantile(waits, 0.99)),
-                        "latency_p50_ms": float(np.quantile(latencies, 0.5)),
-                        "latency_p99_ms": float(np.quantile(latencies, 0.99))}
+        quantiles = {f"{name}_p{percent}_ms": 1e3 * float(np.quantile(values, percent / 100))
+                     for name, values in (("wait", self._waits), ("latency", self._latencies), ("pass", self._passes))
+                     for percent in (50, 99)}
+        return found | {"batch_rows": float(np.mean(self._rows)), **quantiles}
 
     async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
         await self._loaded.wait()
         while True:
             batch = await self._next_batch()
@@ -86,12 +90,13 @@ class InferenceServer:
                 self._policy.load_state_dict(weights)
             begun, version = time.monotonic(), self._policy.version
             try:
-                answers = await asyncio.get_running_loop().run_in_executor(None, _act, self._policy, batch)
+                answers = await loop.run_in_executor(None, _act, self._policy, batch)
             except Exception as error:
                 for request in batch:
                     request.answer.set_exception(error)
                 continue
             ended = time.monotonic()
+            self._passes.append(ended - begun)
             self._rows.append(sum(len(request.observation.slot) for request in batch))
             for request, answer in zip(batch, answers, strict=True):
                 self._answered += 1

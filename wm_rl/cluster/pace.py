@@ -44,8 +44,7 @@ class Pace:
         return 0 if behind else self.allowed_rows
 
     def updates_allowed(self, version: int) -> int:
-        """Updates that what was collected so far pays for; as many as one likes where the ratio is infinite."""
-        self.version = version
+        """Updates beyond ``version`` that what was collected pays for; any number where the ratio is infinite."""
         return math.floor(self.ratio * self.collected - version + 1e-9) if math.isfinite(self.ratio) else 2**31
 
     def arrived(self, lags: Sequence[float], version: int) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from wm_rl.cluster.config import RayRuntime
 
-_SWITCHES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0",
+_SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0",
              "RAY_kill_child_processes_on_worker_exit": "1", "RAY_worker_register_timeout_seconds": "600",
              "RAY_agent_register_timeout_ms": "600000"}
-"""Ray's own: every port on 127.0.0.1; nothing is reported to anyone; no child outlives its actor; a busy machine may
+"""Ray's own: nothing is reported to anyone; no child outlives its actor; a busy machine may
 take long to start a process."""
 
 
@@ -26,8 +26,11 @@ def cluster(runtime: RayRuntime, *, cpus: int) -> Iterator[dict[str, Any]]:
     if runtime.address is None:
         os.environ.update({name: os.environ.get(name, value) for name, value in _SWITCHES.items()})
     import ray  # late: it reads these
+    from ray._private import ray_constants
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # Off, every port is on 127.0.0.1. Its variable is read when Ray is imported, and whoever calls this has done that.
+    ray_constants.ENABLE_RAY_CLUSTER = runtime.address is not None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if runtime.address is None:
         ray.init(address="local", num_cpus=cpus, object_store_memory=runtime.object_store_bytes,

@@ -48,6 +48,11 @@ class Tally:
         """For the next rows."""
         self._noted |= metrics
 
+    def queues(self) -> dict[str, float]:
+        """How much waits where, by the newest word of everyone."""
+        return {"requests for inference": sum(report.get("queue", 0.0) for report in self._servers.values()),
+                "episodes being played": sum(status["playing"] for status in self._collectors.values())}
+
     def row(self, *, restarts: int, limit: int) -> dict[str, float]:
         """Everything since the last row."""
         now = time.monotonic()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
@@ -20,9 +23,10 @@ from wm_rl.evaluation import EvaluationConfig
 from wm_rl.improve import improve
 from wm_rl.journal import Journal
 from wm_rl.learner import LearnerConfig
-from wm_rl.loop import Loop, LoopConfig
+from wm_rl.loop import STAGES, Loop, LoopConfig
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLAConfig
+from wm_rl.status import told
 from wm_rl.trust import Trust
 from wm_rl.verdict import judge_run
 from world_model.config import ImaginationConfig, WorldModelConfig
@@ -64,11 +68,23 @@ def train(
             folder=run, seed=seed, config=loop, env=env, stand_in=stand_in, expert=expert, logs=logs, policy=policy,
             objective=objective, replay=replay, storage=storage, trust=trust, learner=learner, cloning=cloning,
             world_model=world_model, imagination=imagination, fabric=fabric, journal=journal)
-        closed.run(runtime.improve if isinstance(runtime, RayRuntime) else improve)
-        if fabric.is_global_zero:
-            judge_run(closed, evaluation)
-        fabric.barrier()
+        describe = partial(_describe, closed, "ray" if isinstance(runtime, RayRuntime) else "local")
+        with told(run, describe) if fabric.is_global_zero else nullcontext():
+            closed.run(runtime.improve if isinstance(runtime, RayRuntime) else improve)
+            if fabric.is_global_zero:
+                judge_run(closed, evaluation)
+            fabric.barrier()
     except KeyboardInterrupt:
         journal.say(f"\nstopped; nothing saved is lost. Go on with: python main.py train resume={run}")
         raise
     return 0
+
+
+def _describe(loop: Loop, runtime: str) -> dict[str, Any]:
+    """For ``status.json``. Called in a thread while ``loop`` runs."""
+    progress, config = loop.progress, loop.config
+    improved = progress["iteration"] == config.iterations
+    return {"runtime": runtime, "stage": "evaluate" if improved else STAGES[progress["stage"]],
+            "iteration": progress["iteration"], "iterations": config.iterations,
+            "updates_per_iteration": config.updates_per_iteration, "seconds": dict(progress["seconds"]),
+            "doing": loop.journal.doing(), "live": loop.journal.live}

@@ -37,10 +37,12 @@ class ToyEnv:
     world_model_version, max_episode_steps, metadata = -1, 8, {"autoreset_mode": "disabled"}
     provenance = {"simulator": "toy"}
 
-    def __init__(self, num_envs, workers=0, faults=(), marks=None, nan=False, latency=0.0):
+    def __init__(self, num_envs, workers=0, only=None, faults=(), marks=None, nan=False, latency=0.0):
+        num_envs = num_envs if only is None else 1
         self.num_envs, self.nan, self.latency, self.steps = num_envs, nan, latency, 0
+        marks = None if only else marks  # the first row of a collector has the faults
         life = Path(marks).stat().st_size if marks and Path(marks).exists() else 0
-        self.fault = faults[life] if life < len(faults) else None
+        self.fault = faults[life] if marks and life < len(faults) else None
         if marks:
             with Path(marks).open("a") as file:
                 file.write(".")
