@@ -25,7 +25,6 @@ from wm_rl.cluster.imagining import Imaginer, ModelLearner
 from wm_rl.cluster.inference import InferenceServer
 from wm_rl.cluster.learning import PolicyLearner, Updates
 from wm_rl.cluster.pace import Pace
-from wm_rl.cluster.ranks import Ranks
 from wm_rl.cluster.start import cluster
 from wm_rl.cluster.tally import Tally
 from wm_rl.cluster.writer import Writer
@@ -82,9 +81,9 @@ class _Driver:
         """Until the policy has had that many updates."""
         loop, crew = self.loop, self.crew
         with loop.journal.progress("improve", self.config.iterations - loop.progress["iteration"]) as self.bar:
-            while loop.progress["iteration"] < self.config.iterations:
+            while self.version < updates or crew.busy(self.learner, "state"):
                 crew.attend(_TICK)
-                if self.learner.together(self._resume_learner) and self.version < updates:
+                if self.version < updates:
                     self._update()
                 if time.monotonic() - self.asked > _REPORT_EVERY:
                     self.asked = time.monotonic()
@@ -119,10 +118,9 @@ class _Driver:
                                 options={"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": 2})
                            for i in range(runtime.collectors)]
         learner = partial(_new_learner, loop.learner_config, loop.folder / "warm_start", loop.objective, loop.trust)
-        names = [f"learner rank {i}" for i in range(runtime.learners)] if runtime.learners > 1 else ["the learner"]
-        self.learner = Ranks(self.crew, [
-            hire(name, PolicyLearner, runtime.fabric, learner, store.path, storage, self.replay, seed=loop.seed,
-                 begin=lambda member: None, options=here) for name in names])
+        self.learner = hire("the learner", PolicyLearner, runtime.fabric, learner, store.path, storage, self.replay,
+                            seed=loop.seed, ranks=runtime.learners, patience=self.crew.patience,
+                            begin=self._resume_learner, options=here)
         self.imaginers: list[Member] = []
         if not loop.imagines:
             return
@@ -153,24 +151,27 @@ class _Driver:
     def _send_model(self, member: Member) -> None:
         self.crew.ask(member, "load", self.model_state)
 
-    def _resume_learner(self) -> Any:
+    def _resume_learner(self, member: Member) -> None:
         """What was learned since the last checkpoint is lost with a learner that died, and nothing else."""
-        self.version = int(self.learned.get("version", 0))
+        if self.learned:
+            self.crew.ask(member, "load", self.learned)
+            self.version = int(self.learned["version"])
+        else:
+            self.version = 0
         self.tally.clear_updates()
-        return ray.put(self.learned or None)
 
     # -- updates ----------------------------------------------------------------------------------------------------
 
     def _update(self) -> None:
         """Keep the learner busy while there is data for it."""
-        if self.learner.busy("update") or not self._has_every_source():
+        if self.crew.busy(self.learner, "update") or not self._has_every_source():
             return
         per_iteration = self.config.updates_per_iteration
         count = min(self.runtime.publish_every, per_iteration - self.version % per_iteration,
                     self.pace.updates_allowed(self.version))
         if count > 0:
-            weights = self.learner.ask("update", count, returns=2,
-                                       then=lambda updates: self._updated(updates, weights))
+            weights = self.crew.ask(self.learner, "update", count, returns=2,
+                                    then=lambda updates: self._updated(updates, weights))
 
     def _has_every_source(self) -> bool:
         if self.version == 0:
@@ -186,7 +187,7 @@ class _Driver:
                 self._send_weights(server)
         if self.version % self.config.updates_per_iteration == 0:
             iteration = self.version // self.config.updates_per_iteration
-            self.learner.ask("state", then=partial(self._checkpoint, iteration))
+            self.crew.ask(self.learner, "state", then=partial(self._checkpoint, iteration))
 
     def _checkpoint(self, iteration: int, learned: dict[str, Any]) -> None:
         loop = self.loop

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,54 +17,19 @@ from tests.wm_rl.cluster.test_driver import check_whole
 from wm_rl.cluster import driver
 from wm_rl.cluster.crew import Crew
 from wm_rl.cluster.learning import PolicyLearner
-from wm_rl.cluster.ranks import Ranks
 from wm_rl.cluster.start import cluster
 from wm_rl.fabric import make_fabric
 from wm_rl.objectives import Gipo
 
 
-class FakeCrew:
-    """Notes what is asked, and of whom; nobody answers."""
+def other_ranks(pid):
+    """Processes of the ranks that belong to the first one's."""
+    def parent(folder):
+        return (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
 
-    patience = 9.0
-
-    def __init__(self):
-        self.asked, self.replaced = [], []
-
-    def busy(self, member, method):
-        return not member.up or (member, method) in self.asked
-
-    def ask(self, member, method, *arguments, **how):
-        self.asked.append((member, method))
-
-    def replace(self, member, why):
-        member.up, member.restarts = False, member.restarts + 1
-        self.replaced.append(member.name)
-
-
-def test_they_begin_together_and_none_survives_another():
-    crew, members = FakeCrew(), [SimpleNamespace(name=i, up=False, restarts=0) for i in range(3)]
-    ranks, begun = Ranks(crew, members), []
-    for i in range(3):
-        assert not ranks.together(lambda: begun.append(1))
-        assert crew.asked == []
-        members[i].up = True
-    assert not ranks.together(lambda: begun.append(1))
-    assert crew.asked == [(member, "join") for member in members]
-    assert not ranks.together(lambda: begun.append(1))  # they have not met yet
-    crew.asked.clear()  # now they have
-    assert ranks.together(lambda: begun.append(1))
-    members[1].up, members[1].restarts = False, 1
-    assert ranks.ask("state", then=print) is None
-    assert crew.asked == []
-    for _ in range(2):
-        assert not ranks.together(lambda: begun.append(1))
-        assert crew.replaced == [0, 2]
-    for member in members:
-        member.up = True
-    ranks.together(lambda: begun.append(1))
-    assert crew.asked == [(member, "join") for member in members]
-    assert len(begun) == 2
+    mine = parent(Path("/proc", str(pid)))
+    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()
+            and (folder / "comm").read_text().startswith("ray::Rank") and parent(folder) == mine]
 
 
 def test_a_sharded_learner_of_one_is_one_line():
@@ -80,9 +45,14 @@ def learn(here, folder, ranks, strategy, *, kill=None):
     fabric = partial(make_fabric, accelerator="cpu", precision="32-true", strategy=strategy)
     learner = partial(driver._new_learner, examples.LEARNER, folder / "warm_start", Gipo(beta=0.5), examples.TRUST)
     store = examples.store(folder / f"{ranks}-{strategy}-{kill}.zarr")
-    members = [crew.hire(f"rank {i}", PolicyLearner, fabric, learner, store.path, StoreConfig(), examples.REPLAY,
-                         seed=3, begin=lambda member: None, options=here) for i in range(ranks)]
-    group, states = Ranks(crew, members), []
+    states, updated = [], []
+
+    def begin(member):
+        if states:
+            crew.ask(member, "load", states[-1])
+
+    member = crew.hire("the learner", PolicyLearner, fabric, learner, store.path, StoreConfig(), examples.REPLAY,
+                       seed=3, ranks=ranks, patience=120.0, begin=begin, options=here)
 
     def until(done):
         end = time.monotonic() + 240
@@ -91,22 +61,29 @@ def learn(here, folder, ranks, strategy, *, kill=None):
             crew.attend(0.05)
 
     def step(count):
+        until(lambda: not crew.busy(member, "load"))
+        crew.ask(member, "update", count, returns=2, then=updated.append)
+        until(lambda: not crew.busy(member, "update"))
+
+    def save():
         told = len(states)
-        until(lambda: group.together(lambda: states[-1] if states else None))
-        group.ask("update", count, returns=2, then=lambda updates: None)
-        until(lambda: not group.busy("update"))
-        group.ask("state", then=states.append)
+        crew.ask(member, "state", then=states.append)
         until(lambda: len(states) > told)
 
     step(3)
+    save()
     store.append([examples.trajectory(70 + i, 6, source) for i, source in enumerate((Source.SIM, Source.IMAGINED))])
     if kill is not None:
-        os.kill(members[kill].pid, signal.SIGKILL)
-        crew.ask(members[kill], "ready")
-        until(lambda: crew.restarts)
+        victims = [member.pid, *other_ranks(member.pid)]
+        assert len(victims) == ranks
+        os.kill(victims[kill], signal.SIGKILL)
+        step(2)  # fails, and all are replaced
+        assert crew.restarts == 1
+        assert len(updated) == 1
     step(2)
-    for member in members:
-        driver.ray.kill(member.handle)
+    save()
+    assert len(updated) == 2
+    driver.ray.kill(member.handle)
     return states[-1]
 
 
@@ -135,10 +112,10 @@ def test_a_run_with_two_learners_ends_though_one_dies(tmp_path, monkeypatch):
     def then_kill(self, iteration, learned):
         checkpoint(self, iteration, learned)
         if iteration == 1:
-            os.kill(self.learner._members[1].pid, signal.SIGKILL)
+            os.kill(other_ranks(self.learner.pid)[0], signal.SIGKILL)
 
     monkeypatch.setattr(driver._Driver, "_checkpoint", then_kill)
     loop = toy.loop(tmp_path / "run", iterations=3)
     loop.run(toy.runtime(learners=2, strategy="fsdp").improve)
     _, told = check_whole(tmp_path / "run", 3)
-    assert told[-1]["restarts"] == 2
+    assert told[-1]["restarts"] == 1
