@@ -39,20 +39,41 @@ def test_a_sharded_learner_of_one_is_one_line():
         toy.runtime(learners=0)
 
 
-def learn(here, folder, ranks, strategy, *, kill=None):
-    """State after three updates, two more episodes, and two updates; ``kill``: the rank that dies in between."""
-    crew = Crew(patience=120, max_restarts=1, say=print)
+def parts(folder, strategy):
+    """A new store, and what a ``PolicyLearner`` is made of."""
+    examples.policy(0).save(folder / "warm_start")
     fabric = partial(make_fabric, accelerator="cpu", precision="32-true", strategy=strategy)
     learner = partial(driver._new_learner, examples.LEARNER, folder / "warm_start", Gipo(beta=0.5), examples.TRUST)
-    store = examples.store(folder / f"{ranks}-{strategy}-{kill}.zarr")
+    store = examples.store(folder / f"{strategy}.zarr")
+    return store, (fabric, learner, store.path, StoreConfig(), examples.REPLAY)
+
+
+def grow(store):
+    store.append([examples.trajectory(70 + i, 6, source) for i, source in enumerate((Source.SIM, Source.IMAGINED))])
+
+
+def learn_alone(folder):
+    """State after three updates, two more episodes, and two updates, in this process."""
+    store, made_of = parts(folder, "auto")
+    learner = PolicyLearner(*made_of, seed=3)
+    learner.update(3)
+    grow(store)
+    learner.update(2)
+    return learner.state()
+
+
+def learn(here, folder, ranks, strategy, *, kill=None):
+    """The same by actors; ``kill``: the rank that dies when there are more episodes."""
+    crew = Crew(patience=120, max_restarts=1, say=print)
+    store, made_of = parts(folder, strategy)
     states, updated = [], []
 
     def begin(member):
         if states:
             crew.ask(member, "load", states[-1])
 
-    member = crew.hire("the learner", PolicyLearner, fabric, learner, store.path, StoreConfig(), examples.REPLAY,
-                       seed=3, ranks=ranks, patience=120.0, begin=begin, options=here)
+    member = crew.hire("the learner", PolicyLearner, *made_of, seed=3, ranks=ranks, patience=120.0, begin=begin,
+                       options=here)
 
     def until(done):
         end = time.monotonic() + 240
@@ -72,7 +93,7 @@ def learn(here, folder, ranks, strategy, *, kill=None):
 
     step(3)
     save()
-    store.append([examples.trajectory(70 + i, 6, source) for i, source in enumerate((Source.SIM, Source.IMAGINED))])
+    grow(store)
     if kill is not None:
         victims = [member.pid, *other_ranks(member.pid)]
         assert len(victims) == ranks
@@ -91,9 +112,8 @@ def learn(here, folder, ranks, strategy, *, kill=None):
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_ranks_take_the_steps_of_one_and_go_on_when_one_of_them_is_killed(tmp_path):
-    examples.policy(0).save(tmp_path / "warm_start")
+    alone = learn_alone(tmp_path)
     with cluster(toy.runtime(), cpus=1) as here:
-        alone = learn(here, tmp_path, 1, "auto")
         shared = [learn(here, tmp_path, 2, "ddp", kill=1), learn(here, tmp_path, 2, "fsdp", kill=0)]
     before = examples.policy(0).state_dict()
     assert any(not torch.equal(before[name], value) for name, value in alone["policy"].items())
