@@ -105,6 +105,8 @@ class Learner:
         self.config, self.fabric, self.objective, self.trust = config, fabric, objective, trust
         self.policy = policy
         self.trained = copy.deepcopy(policy) if is_sharded(fabric) else policy
+        if self.trained is not policy and fabric.is_global_zero:
+            policy.to(fabric.device)  # the first rank acts
         self.reference = reference.to(fabric.device).requires_grad_(False)
         trained = self.trained
         self.module = prepare(fabric, trained, checkpointing=config.activation_checkpointing, compiled=config.compile)

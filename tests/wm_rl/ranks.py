@@ -33,7 +33,10 @@ if __name__ == "__main__":
     sampler = DecisionSampler(ReplayStore.open(Path(path)), examples.REPLAY, chunk=2, seed=3)
     metrics = [learner.update(sampler.sample(step, rank=fabric.global_rank, world_size=fabric.world_size))
                for step in range(learner.policy.version, last)]
+    own = sum(getattr(parameter, "_local_tensor", parameter).numel() for parameter in learner.trained.parameters())
+    held = own / sum(parameter.numel() for parameter in learner.trained.parameters())
     learner.gather()
     state = learner.state_dict()
     if fabric.is_global_zero:
-        torch.save({"parameters": learner.policy.state_dict(), "metrics": metrics, "state": state}, out)
+        torch.save({"parameters": learner.policy.state_dict(), "metrics": metrics, "state": state,
+                    "held": held}, out)

@@ -56,7 +56,10 @@ def check_same(found, expected, tolerance):
     ("devices=2 strategy=fsdp micro_batches=2 activation_checkpointing=true compile=true", 1e-5),
 ])
 def test_shared_work_is_the_work_of_one(store, alone, tmp_path, settings, tolerance):
-    check_same(play(store, tmp_path / "shared.pt", *settings.split()), alone, tolerance)
+    found = play(store, tmp_path / "shared.pt", *settings.split())
+    check_same(found, alone, tolerance)
+    ranks = int(settings.split("devices=")[1][0]) if "fsdp" in settings else 1
+    assert found["held"] == pytest.approx(1 / ranks, abs=0.05)  # of the weights, by the first rank
 
 
 @pytest.mark.slow

@@ -103,7 +103,10 @@ def test_pieces_of_a_batch_make_its_gradient(fabric, sampler, objective, pieces,
         config = dataclasses.replace(examples.LEARNER, micro_batches=count, ratio="joint" if joint else "token")
         learner = examples.learner(fabric, config)
         learner.objective = objective
+        calls = []
+        learner.policy.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         metrics = learner.update(sampler.sample(0))
+        assert len(calls) == (1 if count == 1 else 2 * count)
         gradients.append([parameter.grad for parameter in learner.policy.parameters()])
     for one, many in zip(*gradients, strict=True):
         torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-6)
@@ -113,8 +116,12 @@ def test_pieces_of_a_batch_make_its_gradient(fabric, sampler, objective, pieces,
 def test_a_checkpointed_policy_is_saved_and_acts_like_any_other(fabric, sampler, tmp_path):
     learners = [examples.learner(fabric, dataclasses.replace(examples.LEARNER, activation_checkpointing=flag))
                 for flag in (False, True)]
-    for learner in learners:
+    for learner, expected in zip(learners, (1, 2), strict=True):
+        calls = []
+        first = next(module for module in learner.policy.modules() if isinstance(module, torch.nn.Conv2d))
+        first.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         learner.update(sampler.sample(0))
+        assert len(calls) == expected
     plain, twice = (learner.policy for learner in learners)
     assert list(plain.state_dict()) == list(twice.state_dict())
     twice.save(tmp_path / "policy")
