@@ -6,6 +6,7 @@ Axes as in ``data.types``.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,3 +83,17 @@ def to_torch(values: Any, device: torch.device | str) -> Any:
         fields = {f.name: to_torch(getattr(values, f.name), device) for f in dataclasses.fields(values)}
         return type(values)(**fields)
     return values
+
+
+def split_windows(batch: DecisionBatch, count: int) -> list[DecisionBatch]:
+    """``count`` batches of consecutive windows, in order and as even as can be, without a copy of their tensors."""
+    if count == 1:
+        return [batch]
+    borders = [len(batch.mask) * i // count for i in range(count + 1)]
+    return [DecisionBatch(**{f.name: _cut(getattr(batch, f.name), slice(first, last))
+                             for f in dataclasses.fields(batch)})
+            for first, last in itertools.pairwise(borders)]
+
+
+def _cut(values: Any, windows: slice) -> Any:
+    return {key: value[windows] for key, value in values.items()} if isinstance(values, Mapping) else values[windows]

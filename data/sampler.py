@@ -85,6 +85,11 @@ class Plan(NamedTuple):
     table: Episodes
     segments: Sequence[Segment]
 
+    def share(self, rank: int, world_size: int) -> Plan:
+        """Rank ``rank``'s windows; all shares concatenated are the plan."""
+        first, last = (len(self.episodes) * r // world_size for r in (rank, rank + 1))
+        return self._replace(episodes=self.episodes[first:last], starts=self.starts[first:last])
+
     def places(self, extra: np.ndarray) -> Iterator[tuple[Segment, int, int, int]]:
         """Segment, first row and length of each window's episode, with what ``extra`` says of it."""
         columns = (self.table.code(name)[self.episodes].tolist() for name in ("start", "length"))
@@ -144,8 +149,7 @@ class DecisionSampler:
             drawn.append(self.episodes.draw(rng, source, windows))
         episodes = rng.permutation(np.concatenate(drawn))  # so that every rank gets every source
         starts = rng.integers(np.maximum(0, table.code("decisions")[episodes] - config.decisions) + 1)
-        first, last = (len(episodes) * r // world_size for r in (rank, rank + 1))
-        return Plan(episodes[first:last], starts[first:last], table, self.store.segments)
+        return Plan(episodes, starts, table, self.store.segments).share(rank, world_size)
 
     def buffers(self, *, pin: bool) -> dict[str, Tensor]:
         """Memory that ``read`` can put the pictures of a batch into."""

@@ -5,7 +5,6 @@ Reproducible bit for bit. ``wm_rl.cluster`` does the same with its parts running
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +16,7 @@ from data.store import ReplayStore
 from sim.vector import VectorEnv
 from wm_rl.learner import Learner
 from wm_rl.loop import Loop, success_rate
+from wm_rl.plans import plans
 from wm_rl.policy import TinyVLA, check_compatible
 from world_model.audit import Drift
 
@@ -42,11 +42,13 @@ def improve(loop: Loop) -> None:
                 loop.fabric.barrier()
                 store.refresh()
                 metrics = _update(loop, learner, sampler, iteration)
+                learner.gather()
+                learned = learner.state_dict()
                 if main:
                     metrics |= solved
                     loop.journal.record("train", iteration, metrics)
                     loop.progress["iteration"] = iteration + 1
-                    loop.save(learner.state_dict())
+                    loop.save(learned)
                     bar.advance(note=f"success {metrics['collected_success']:.2f}")
     finally:
         if env is not None:
@@ -107,10 +109,10 @@ def _gather(loop: Loop, env: VectorEnv, policy: TinyVLA, store: ReplayStore, ite
 
 def _update(loop: Loop, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
     """Mean metrics of this iteration's updates."""
-    updates, first = loop.config.updates_per_iteration, learner.policy.version
-    plans = (sampler.plan(iteration * updates + i, version=first + i, now=time.time(),
-                          rank=loop.fabric.global_rank, world_size=loop.fabric.world_size) for i in range(updates))
+    updates = loop.config.updates_per_iteration
+    drawn = plans(loop.fabric, sampler, range(iteration * updates, (iteration + 1) * updates),
+                  version=learner.policy.version)
     device = loop.fabric.device
     pinned = partial(sampler.buffers, pin=device.type == "cuda")
     with loop.timed("update"):
-        return mean_metrics([learner.update(to_torch(batch, device)) for batch in prefetch(sampler, plans, pinned)])
+        return mean_metrics([learner.update(to_torch(batch, device)) for batch in prefetch(sampler, drawn, pinned)])

@@ -94,6 +94,10 @@ class TokenPolicy(nn.Module, ABC):
     def value_parameters(self) -> Iterable[nn.Parameter]:
         """What only the value depends on."""
 
+    @abstractmethod
+    def blocks(self) -> Iterable[nn.Module]:
+        """Parts that hold most weights or activations, one after the other: what is sharded, or computed twice."""
+
     def act(self, observation: Observation, seeds: Sequence[int] | None) -> Action:
         """Choose a chunk per row; row ``i`` draws its Gumbel noise from ``seeds[i]`` alone, ``None`` takes the mode."""
         device = self.bin_centres.device
@@ -189,6 +193,10 @@ class TinyVLA(TokenPolicy):
     def value_parameters(self) -> Iterable[nn.Parameter]:
         """What only the value depends on."""
         return [self.value_query, *self.value_head.parameters()]
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The image encoder, and each layer of the decoder."""
+        return [self.image_encoder, *self.action_decoder.layers]
 
     def save(self, folder: Path) -> None:
         """Write ``policy.json`` and ``policy.safetensors``: all that is needed to act, no code, no pickle."""

@@ -62,3 +62,7 @@ class StatePolicy(TokenPolicy):
     def value_parameters(self) -> Iterable[nn.Parameter]:
         """What only the value depends on."""
         return self.value_head.parameters()
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """Its perceptrons."""
+        return [self.encoder, self.policy_head]

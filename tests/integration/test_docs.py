@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["collect.md", "ingest.md", "pretrain.md", "world-model.md", "train.md", "evaluate.md",
-         "objective.md", "replay-store.md", "benchmarks.md"]
+         "objective.md", "replay-store.md", "scaling.md", "benchmarks.md"]
 ENV = ["env.tasks=[drawer-close-v3,door-close-v3]", "env.num_envs=4", "env.workers=1",
        "env.config.max_episode_steps=14"]
 LOOP = ["loop.iterations=1", "loop.updates_per_iteration=1", "cloning.steps=3", "world_model.steps=2",

@@ -107,7 +107,9 @@ def test_interrupted_it_says_how_to_go_on(tmp_path):
     assert "Traceback" not in output
 
 
-def test_two_devices_run_the_same_command(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_devices_run_the_same_command(strategy, tmp_path):
     folder = tmp_path / "run"
-    finish(start(*TINY, "replay.mix.imagined=0", "runtime.devices=2", f"hydra.run.dir={folder}"))
+    finish(start(*TINY, "replay.mix.imagined=0", "runtime.devices=2", f"runtime.strategy={strategy}",
+                 f"hydra.run.dir={folder}"))
     assert json.loads((folder / "summary.json").read_text())["success"]

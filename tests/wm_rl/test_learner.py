@@ -1,16 +1,18 @@
-"""The update: against an independent formula, across processes, across a resume."""
+"""The update: against an independent formula, in pieces, across a resume."""
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lightning.fabric import Fabric
 
 from data.sampler import DecisionSampler
-from data.types import Source
+from data.types import Source, UserError
 from tests import examples
+from wm_rl.objectives import Gipo, SecondMoment
+from wm_rl.policy import TinyVLA
 from wm_rl.staleness import BUCKETS, staleness_metrics, staleness_sums
 
 
@@ -74,24 +76,6 @@ def test_gradient_is_the_sum_written_out(fabric, sampler):
         torch.testing.assert_close(parameter.grad, other, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    examples.store(tmp_path / "replay.zarr")
-    results = []
-    for devices in (1, 2):
-        out = tmp_path / f"{devices}.pt"
-        command = [sys.executable, "-m", "tests.wm_rl.ranks", str(tmp_path / "replay.zarr"), str(devices), str(out)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-        results.append(torch.load(out, weights_only=True))
-    one, two = results
-    before = examples.policy(0).state_dict()
-    assert any(not torch.equal(before[name], value) for name, value in one["parameters"].items())
-    for name, value in one["parameters"].items():
-        torch.testing.assert_close(two["parameters"][name], value, rtol=0, atol=1e-6)
-    for alone, shared in zip(one["metrics"], two["metrics"], strict=True):
-        assert shared == pytest.approx(alone, rel=1e-3, abs=1e-6)
-
-
 def test_resumed_equals_uninterrupted(fabric, sampler):
     whole = examples.learner(fabric)
     for step in range(4):
@@ -107,6 +91,52 @@ def test_resumed_equals_uninterrupted(fabric, sampler):
     assert second.policy.version == whole.policy.version == 4
     for name, value in whole.policy.state_dict().items():
         assert torch.equal(second.policy.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("objective", [Gipo(beta=0.5), SecondMoment(limit=0.04)], ids=["gipo", "second_moment"])
+@given(pieces=st.integers(2, 8), joint=st.booleans())
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_pieces_of_a_batch_make_its_gradient(fabric, sampler, objective, pieces, joint):
+    """Whatever the objective asks of the batch as a whole, and however uneven the pieces are."""
+    gradients = []
+    for count in (1, pieces):
+        config = dataclasses.replace(examples.LEARNER, micro_batches=count, ratio="joint" if joint else "token")
+        learner = examples.learner(fabric, config)
+        learner.objective = objective
+        calls = []
+        learner.policy.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        metrics = learner.update(sampler.sample(0))
+        assert len(calls) == (1 if count == 1 else 2 * count)
+        gradients.append([parameter.grad for parameter in learner.policy.parameters()])
+    for one, many in zip(*gradients, strict=True):
+        torch.testing.assert_close(many, one, rtol=1e-4, atol=1e-6)
+    assert metrics["gradient_norm"] > 0
+
+
+def test_a_checkpointed_policy_is_saved_and_acts_like_any_other(fabric, sampler, tmp_path):
+    learners = [examples.learner(fabric, dataclasses.replace(examples.LEARNER, activation_checkpointing=flag))
+                for flag in (False, True)]
+    for learner, expected in zip(learners, (1, 2), strict=True):
+        calls = []
+        first = next(module for module in learner.policy.modules() if isinstance(module, torch.nn.Conv2d))
+        first.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        learner.update(sampler.sample(0))
+        assert len(calls) == expected
+    plain, twice = (learner.policy for learner in learners)
+    assert list(plain.state_dict()) == list(twice.state_dict())
+    twice.save(tmp_path / "policy")
+    for name, value in TinyVLA.load(tmp_path / "policy").state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name])
+    learners[0].load_state_dict(learners[1].state_dict())
+    learners[1].load_state_dict(learners[0].state_dict())
+
+
+def test_too_few_windows_for_all_pieces_is_one_line():
+    dataclasses.replace(examples.LEARNER, micro_batches=2).check_share(8, 4)
+    with pytest.raises(UserError, match=r"type replay\.windows=12"):
+        dataclasses.replace(examples.LEARNER, micro_batches=3).check_share(8, 4)
+    with pytest.raises(UserError, match=r"learner\.micro_batches must be at least 1"):
+        dataclasses.replace(examples.LEARNER, micro_batches=0)
 
 
 def test_the_first_updates_move_only_the_critic(fabric, sampler):

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class RayRuntime:
     """How the last stage is spread; the stages before it run in the driver, as ``runtime=local`` runs them."""
 
-    fabric: Callable[[], Fabric]
-    """Device and precision of the driver's own stages and of the learner."""
+    fabric: Callable[..., Fabric]
+    """``wm_rl.fabric.make_fabric`` but for the number of processes: device and precision of the driver's own stages and
+    of the learner, and how the learner's ranks share the policy."""
     address: str | None
     """Cluster to join (``host:port``, or ``auto``); null starts one on this machine, which listens to 127.0.0.1 only
     and ends with the driver."""
@@ -30,6 +31,8 @@ class RayRuntime:
     """Processes that simulate, each with ``env.num_envs`` rows."""
     inference_servers: int
     imaginers: int
+    learners: int
+    """Processes that share every update."""
     batch_size: int
     """Rows at which an inference server stops waiting for more."""
     max_age_ms: float
@@ -49,7 +52,7 @@ class RayRuntime:
 
     def __call__(self) -> Fabric:
         """For the stages, and the commands, that run in one process."""
-        return self.fabric()
+        return self.fabric(strategy="auto")
 
     def improve(self, loop: Loop) -> None:
         """Run the last stage of ``loop`` spread over actors."""
@@ -59,7 +62,8 @@ class RayRuntime:
 
     def __post_init__(self) -> None:
         """Refuse counts that make no run, and a machine without Ray."""
-        for name in ("collectors", "inference_servers", "imaginers", "batch_size", "publish_every", "max_restarts"):
+        for name in ("collectors", "inference_servers", "imaginers", "learners", "batch_size", "publish_every",
+                     "max_restarts"):
             if getattr(self, name) < 1:
                 raise UserError(f"runtime.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("object_store_bytes", "max_lag", "updates_per_episode", "patience"):
@@ -68,6 +72,9 @@ class RayRuntime:
                 raise UserError(f"runtime.{name} must be positive, got {value}")
         if not self.max_age_ms >= 0:
             raise UserError(f"runtime.max_age_ms must not be negative, got {self.max_age_ms}")
+        if self.learners == 1 and getattr(self.fabric, "keywords", {}).get("strategy") == "fsdp":
+            raise UserError("runtime.fabric.strategy=fsdp: expected at least 2 learners to shard over, got "
+                            "runtime.learners=1; type runtime.learners=2")
         if importlib.util.find_spec("ray") is None:
             raise UserError("runtime=ray: expected the package ray, which is not installed; type: "
                             "pip install 'wm-rl[ray]'")

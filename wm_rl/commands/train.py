@@ -57,6 +57,7 @@ def train(
 ) -> int:
     """Run or resume; 0 when the report is written. The command line has already made ``folder`` of ``resume``."""
     fabric = runtime()
+    learner.check_share(replay.windows, runtime.learners if isinstance(runtime, RayRuntime) else fabric.world_size)
     fabric.launch()
     interrupts.remember()
     run = Path(folder)

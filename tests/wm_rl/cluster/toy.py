@@ -15,6 +15,7 @@ from data.store import ReplayStore
 from data.types import Source
 from tests import examples
 from wm_rl.cluster.config import RayRuntime
+from wm_rl.fabric import make_fabric
 from wm_rl.journal import Journal
 from wm_rl.loop import STAGES, Loop, LoopConfig
 from wm_rl.objectives import Gipo
@@ -87,12 +88,14 @@ class ToyEnv:
         return {"frames": {"front": frames}, "proprio": proprio}, info
 
 
-def runtime(**changes):
+def runtime(*, strategy="auto", **changes):
     """On a cluster of its own, or on that which RAY_ADDRESS names."""
     values = {"address": os.environ.get("RAY_ADDRESS"), "object_store_bytes": 100 * 2**20, "collectors": 1,
-              "inference_servers": 1, "imaginers": 1, "batch_size": 4, "max_age_ms": 5.0, "publish_every": 2,
-              "max_lag": 20.0, "updates_per_episode": None, "patience": 120.0, "max_restarts": 3} | changes
-    return RayRuntime(fabric=partial(Fabric, accelerator="cpu", devices=1), **values)
+              "inference_servers": 1, "imaginers": 1, "learners": 1, "batch_size": 4, "max_age_ms": 5.0,
+              "publish_every": 2, "max_lag": 20.0, "updates_per_episode": None, "patience": 120.0,
+              "max_restarts": 3} | changes
+    fabric = partial(make_fabric, accelerator="cpu", precision="32-true", strategy=strategy)
+    return RayRuntime(fabric=fabric, **values)
 
 
 def loop(folder, *, iterations=3, imagined=0.0, **env):
