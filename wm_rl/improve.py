@@ -1,20 +1,26 @@
 """The last stage of the loop in one process: collect, refit, imagine, update, a checkpoint after every iteration.
 
-Reproducible bit for bit. ``wm_rl.cluster`` does the same with its parts running side by side.
+Reproducible bit for bit, and a run that was stopped, wherever, ends as if it had not been. ``wm_rl.cluster`` does the
+same with its parts running side by side.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
+
+import torch
 
 from data.batches import to_torch
 from data.prefetch import prefetch
 from data.sampler import DecisionSampler
 from data.store import ReplayStore
 from sim.vector import VectorEnv
+from wm_rl import interrupts
 from wm_rl.learner import Learner
 from wm_rl.loop import Loop, success_rate
 from wm_rl.policy import TinyVLA, check_compatible
@@ -32,22 +38,29 @@ def improve(loop: Loop) -> None:
         learner.load_state_dict(loop.saved["learner"])
     sampler = DecisionSampler(store, loop.mixture(store), chunk=policy.chunk, seed=loop.seed)
     first, last = loop.progress["iteration"], loop.config.iterations
+    cut: dict[str, Any] = loop.progress.pop("cut", {})  # the iteration that a signal ended in the middle of
     main = loop.fabric.is_global_zero
     env = loop.make_env() if main and first < last else None
     try:
         with loop.journal.progress("improve", last - first) as bar:
             for iteration in range(first, last):
-                if env is not None:
-                    solved = _gather(loop, env, policy, store, iteration)
+                gathered, rows = cut.pop("gathered", {}), cut.pop("updates", [])
+                if env is not None and not gathered:
+                    gathered = _gather(loop, env, policy, store, iteration)
                 loop.fabric.barrier()
                 store.refresh()
-                metrics = _update(loop, learner, sampler, iteration)
-                if main:
-                    metrics |= solved
-                    loop.journal.record("train", iteration, metrics)
-                    loop.progress["iteration"] = iteration + 1
-                    loop.save(learner.state_dict())
-                    bar.advance(note=f"success {metrics['collected_success']:.2f}")
+                with interrupts.deferred():
+                    _update(loop, learner, sampler, iteration, rows)
+                    if main and len(rows) < loop.config.updates_per_iteration:
+                        loop.progress["cut"] = json.loads(json.dumps({"gathered": gathered, "updates": rows}))
+                        loop.save(learner.state_dict())
+                    elif main:
+                        loop.journal.record("train", iteration, mean_metrics(rows) | gathered)
+                        loop.progress["iteration"] = iteration + 1
+                        loop.save(learner.state_dict())
+                        bar.advance(note=f"success {gathered['collected_success']:.2f}")
+                    if _asked_to_stop(loop):
+                        raise KeyboardInterrupt
     finally:
         if env is not None:
             env.close()
@@ -105,12 +118,24 @@ def _gather(loop: Loop, env: VectorEnv, policy: TinyVLA, store: ReplayStore, ite
     return metrics | imagine(loop, policy, store, iteration, newest=len(acted)) if loop.imagines else metrics
 
 
-def _update(loop: Loop, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
-    """Mean metrics of this iteration's updates."""
-    updates, first = loop.config.updates_per_iteration, learner.policy.version
-    plans = (sampler.plan(iteration * updates + i, version=first + i, now=time.time(),
-                          rank=loop.fabric.global_rank, world_size=loop.fabric.world_size) for i in range(updates))
+def _update(
+    loop: Loop, learner: Learner, sampler: DecisionSampler, iteration: int, rows: list[dict[str, float]]
+) -> None:
+    """Take the updates that this iteration lacks, adding their metrics to ``rows``; fewer when asked to stop."""
+    updates, done, version = loop.config.updates_per_iteration, len(rows), learner.policy.version
+    plans = (sampler.plan(iteration * updates + i, version=version + i - done, now=time.time(),
+                          rank=loop.fabric.global_rank, world_size=loop.fabric.world_size)
+             for i in range(done, updates))
     device = loop.fabric.device
     pinned = partial(sampler.buffers, pin=device.type == "cuda")
     with loop.timed("update"):
-        return mean_metrics([learner.update(to_torch(batch, device)) for batch in prefetch(sampler, plans, pinned)])
+        for batch in prefetch(sampler, plans, pinned):
+            rows.append(learner.update(to_torch(batch, device)))
+            if _asked_to_stop(loop):
+                return
+
+
+def _asked_to_stop(loop: Loop) -> bool:
+    """Some rank was: all of them must leave after the same update."""
+    asked = loop.fabric.all_reduce(torch.tensor(float(interrupts.seen()), device=loop.fabric.device), reduce_op="max")
+    return bool(asked)

@@ -132,6 +132,7 @@ class Loop:
                 getattr(self, f"_{STAGES[number]}")()
                 self.progress["stage"] = number + 1
                 self.save()
+                interrupts.check()
             self.fabric.barrier()
         if not self.fabric.is_global_zero:
             self._restore()
@@ -284,7 +285,6 @@ class Loop:
             state["world_model"] = self.world_model.state_dict()
         number = self.progress["stage"] * 1_000_000 + self.progress["iteration"]
         save_checkpoint(self.folder / "checkpoints", number, state, keep=self.config.keep_checkpoints)
-        interrupts.check()
 
     def _restore(self) -> None:
         """Go back to the last resume point: models, counters, and the store as it was then."""
