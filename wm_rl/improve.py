@@ -36,6 +36,7 @@ def improve(loop: Loop) -> None:
                       reference=TinyVLA.load(loop.folder / "warm_start"), trust=loop.trust)
     if "learner" in loop.saved:
         learner.load_state_dict(loop.saved["learner"])
+        torch.set_rng_state(loop.saved["rng"])  # as it was after all that is made above
     sampler = DecisionSampler(store, loop.mixture(store), chunk=policy.chunk, seed=loop.seed)
     first, last = loop.progress["iteration"], loop.config.iterations
     cut: dict[str, Any] = loop.progress.pop("cut", {})  # the iteration that a signal ended in the middle of

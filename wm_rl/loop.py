@@ -292,7 +292,6 @@ class Loop:
         if state is None:
             return
         self.progress, self.saved = state["progress"], state
-        torch.set_rng_state(state["rng"])
         if self._has_store() and self.fabric.is_global_zero:
             self.store().rollback(self.progress["position"])
         if "policy" in state:
@@ -304,6 +303,7 @@ class Loop:
                 self.world_model_config, spec=store.spec, statistics=store.statistics, seed=self.seed,
                 device=str(self.fabric.device))
             self.world_model.load_state_dict(state["world_model"])
+        torch.set_rng_state(state["rng"])  # last: new modules draw their first weights
         self.journal.rewind({"train": self.progress["iteration"], "clone": self.cloning.steps
                              if self.progress["stage"] > STAGES.index("clone") else 0,
                              "world_model": self.world_model.version if self.world_model is not None else 0})
