@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ from data.types import UserError
 
 _STARTING = 900.0
 """Seconds that an actor may take to appear: on a busy machine imports alone take minutes."""
+_HOUR = 3600.0
 _RETRY = 0.5
 """Seconds between two knocks on the door of an actor that is being restarted."""
 
@@ -33,9 +34,10 @@ class Member:
     up: bool = False
     pid: int = 0
     """Of its process, on whatever machine that is."""
-    restarts: int = 0
+    deaths: list[float] = field(default_factory=list)
+    """When it was found dead, on the monotonic clock."""
     knock_at: float = 0.0
-    """When to ask again whether it is there, on the monotonic clock."""
+    """When to ask again whether it is there, on the same clock."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +107,7 @@ class Crew:
     @property
     def restarts(self) -> int:
         """Of all actors."""
-        return sum(member.restarts for member in self.members)
+        return sum(len(member.deaths) for member in self.members)
 
     def _deal(self, reference: Any, call: _Call) -> None:
         member = call.member
@@ -116,7 +118,7 @@ class Crew:
             if member.up:
                 self._gone(member, "died")
         except RayActorError as error:
-            if not member.up:
+            if error.actor_init_failed:
                 raise UserError(f"{member.name} could not be started: {str(error).strip().splitlines()[-1]}") from error
             self._gone(member, "died")
         except RayTaskError as error:
@@ -128,12 +130,13 @@ class Crew:
 
     def _gone(self, member: Member, why: str) -> None:
         self._pending = {reference: call for reference, call in self._pending.items() if call.member is not member}
-        member.restarts += 1
-        member.up, member.knock_at = False, time.monotonic() + _RETRY
-        if member.restarts > self._max_restarts:
-            raise UserError(f"{member.name} was replaced {self._max_restarts} times, and failed again ({why}); see "
-                            "what is wrong with it, or raise runtime.max_restarts, then resume the run")
-        self._say(f"{member.name}: {why}; replaced ({member.restarts})")
+        now = time.monotonic()
+        member.deaths.append(now)
+        member.up, member.knock_at = False, now + _RETRY
+        if sum(now - death < _HOUR for death in member.deaths) > self._max_restarts:
+            raise UserError(f"{member.name} was replaced {self._max_restarts} times within an hour, and failed again "
+                            f"({why}); see what is wrong with it, or raise runtime.max_restarts, then resume the run")
+        self._say(f"{member.name}: {why}; replaced ({len(member.deaths)})")
 
     def _knock(self, member: Member) -> None:
         def there(pid: int) -> None:
