@@ -41,7 +41,7 @@ def wait_for(what, *, process=None, seconds=300):
     begun = time.monotonic()
     while not what():
         assert process is None or process.poll() is None, process.communicate()[0]
-        assert time.monotonic() - begun < seconds, what
+        assert time.monotonic() - begun < seconds, f"not within {seconds} s"
         time.sleep(0.1)
     return time.monotonic() - begun
 

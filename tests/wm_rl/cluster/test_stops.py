@@ -39,8 +39,7 @@ def test_a_killed_driver_leaves_nobody_behind_and_resumes(tmp_path):
     assert len(tagged(tag)) > 6
     process.kill()
     process.communicate()
-    took = wait_for(lambda: not tagged(tag), seconds=30)
-    print(f"everybody was gone after {took:.1f} s")
+    print(f"nobody left after {wait_for(lambda: not tagged(tag), seconds=30):.1f} s")
     before = load_checkpoint(folder / "checkpoints")["progress"]["cluster"]
     finish(folder, 4, tag=tag)
     check_streams(folder, before)

@@ -137,8 +137,8 @@ def loop(folder, *, iterations=3, imagined=0.0, kind=ToyEnv, episodes=4, updates
          learner=examples.LEARNER, **env):
     """A new one, or one that is resumed. ``imagined``: weight of that source; 0 goes without a world model."""
     folder.mkdir(exist_ok=True)
-    config = LoopConfig(iterations=iterations, episodes_per_iteration=episodes, updates_per_iteration=updates, logs=None,
-                        log_episodes_per_task=1, demonstrations_per_task=1, prefill_episodes=1,
+    config = LoopConfig(iterations=iterations, episodes_per_iteration=episodes, updates_per_iteration=updates,
+                        logs=None, log_episodes_per_task=1, demonstrations_per_task=1, prefill_episodes=1,
                         branches_per_iteration=2, refit_every=1, warm_start=None, keep_checkpoints=2)
     mix = {"sim": 1.0, "real": 0.0, "imagined": imagined}
     replay = ReplayConfig(windows=windows, decisions=4, discount=0.9, mix=mix, capacity=dict.fromkeys(mix))
