@@ -3,6 +3,7 @@
 ``python -m tests.wm_rl.cluster.toy FOLDER ITERATIONS`` runs that stage in FOLDER, or resumes it, as the command does.
 """
 
+import hashlib
 import os
 import sys
 import time
@@ -20,6 +21,7 @@ from data.types import Source
 from tests import examples
 from wm_rl import interrupts
 from wm_rl.cluster.config import RayRuntime
+from wm_rl.cluster.writer import Writer
 from wm_rl.journal import Journal
 from wm_rl.loop import STAGES, Loop, LoopConfig
 from wm_rl.objectives import Gipo
@@ -123,6 +125,31 @@ class LearnableEnv(ToyEnv):
         observation, info = super()._look()
         observation["proprio"][:, 1] = self.side()
         return observation, info
+
+
+def fingerprint(trajectory):
+    """Of what was played and with which seed, not of where it lies."""
+    parts = [trajectory.action_token, trajectory.log_prob, trajectory.reward, trajectory.proprio,
+             trajectory.policy_version, *trajectory.frames.values()]
+    found = hashlib.sha256(f"{trajectory.source} {trajectory.provenance['seed']}".encode())
+    for part in parts:
+        found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()
+
+
+class RecordingWriter(Writer):
+    """A writer that notes what it is about to acknowledge in a file outside the run, synced to disk."""
+
+    def __init__(self, store, storage, quarantine):
+        super().__init__(store, storage, quarantine)
+        self.ledger = store.parent.parent / "acknowledged"
+
+    def append(self, trajectory):
+        super().append(trajectory)
+        descriptor = os.open(self.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, f"{fingerprint(trajectory)}\n".encode())
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def runtime(**changes):
