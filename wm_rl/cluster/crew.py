@@ -39,6 +39,11 @@ class Member:
     knock_at: float = 0.0
     """When to ask again whether it is there, on the same clock."""
 
+    @property
+    def restarts(self) -> int:
+        """How often it was replaced."""
+        return len(self.deaths)
+
 
 @dataclass(frozen=True, eq=False)
 class _Call:
@@ -107,7 +112,7 @@ class Crew:
     @property
     def restarts(self) -> int:
         """Of all actors."""
-        return sum(len(member.deaths) for member in self.members)
+        return sum(member.restarts for member in self.members)
 
     def _deal(self, reference: Any, call: _Call) -> None:
         member = call.member
@@ -136,7 +141,7 @@ class Crew:
         if sum(now - death < _HOUR for death in member.deaths) > self._max_restarts:
             raise UserError(f"{member.name} was replaced {self._max_restarts} times within an hour, and failed again "
                             f"({why}); see what is wrong with it, or raise runtime.max_restarts, then resume the run")
-        self._say(f"{member.name}: {why}; replaced ({len(member.deaths)})")
+        self._say(f"{member.name}: {why}; replaced ({member.restarts})")
 
     def _knock(self, member: Member) -> None:
         def there(pid: int) -> None:
