@@ -31,7 +31,7 @@ from data.lerobot_writer import write_lerobot
 from data.logs.ingest import IngestConfig, ingest
 from data.rollout import rollout
 from data.sampler import ReplayConfig, has_outcomes
-from data.store import ReplayStore
+from data.store import BeingWrittenError, Position, ReplayStore
 from data.types import Env, Policy, Source, Trajectory, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
@@ -51,6 +51,9 @@ from world_model.label import label_outcomes
 from world_model.learner import WorldModelLearner
 
 STAGES = ("record", "ingest", "demonstrate", "clone", "prefill", "fit", "improve")
+
+_ENDING = 20.0
+"""Seconds that a killed run's processes are given to end before its store is used again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +296,7 @@ class Loop:
             return
         self.progress, self.saved = state["progress"], state
         if self._has_store() and self.fabric.is_global_zero:
-            self.store().rollback(self.progress["position"])
+            self._roll_back(self.progress["position"])
         if "policy" in state:
             self.policy = TinyVLA.load(self.folder / "warm_start")
             self.policy.load_state_dict(state["policy"])
@@ -307,6 +310,18 @@ class Loop:
         self.journal.rewind({"train": self.progress["iteration"], "clone": self.cloning.steps
                              if self.progress["stage"] > STAGES.index("clone") else 0,
                              "world_model": self.world_model.version if self.world_model is not None else 0})
+
+    def _roll_back(self, position: Position) -> None:
+        """Once nobody writes: the actors of a driver that was just killed take some seconds to end."""
+        give_up = time.monotonic() + _ENDING
+        while True:
+            try:
+                self.store().rollback(position)
+                return
+            except BeingWrittenError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.5)
 
     def _create_store(self) -> ReplayStore:
         """A new store for this run; what a killed first attempt left behind is opened and rolled back instead."""

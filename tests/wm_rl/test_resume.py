@@ -5,14 +5,17 @@ The simulator is a toy; ``tests/integration/test_train.py`` kills real runs.
 
 import json
 import signal
+import threading
 
 import pytest
 import torch
 
 from data.store import ReplayStore
-from data.types import UserError
+from data.types import Source, UserError
+from tests import examples
 from tests.wm_rl.cluster import toy
 from wm_rl import interrupts
+from wm_rl import loop as loop_module
 from wm_rl.checkpoint import load_checkpoint
 from wm_rl.improve import improve
 from wm_rl.learner import Learner
@@ -121,4 +124,20 @@ def test_a_damaged_checkpoint_stops_the_run_and_the_one_before_it_ends_the_same(
         run(folder)
     newest.rename(newest.with_suffix(".pt.damaged"))
     run(folder)
+    check_same(folder, alone)
+
+
+def test_it_waits_for_what_a_killed_run_left_to_end(alone, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    run(folder)
+    left = ReplayStore.open(folder / "replay.zarr")
+    left.append([examples.trajectory(99, 6, Source.SIM)])
+    monkeypatch.setattr(loop_module, "_ENDING", 0.5)
+    with pytest.raises(UserError, match="another process is writing"):
+        run(folder)
+    monkeypatch.setattr(loop_module, "_ENDING", 30.0)
+    ending = threading.Timer(1.0, left.close)
+    ending.start()
+    run(folder)
+    ending.join()
     check_same(folder, alone)
