@@ -13,6 +13,7 @@ that use a simulator run on the first rank; updates run on all of them, each dra
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -187,6 +188,7 @@ class Loop:
         with self.timed("clone"):
             policy = self._warm_policy(store)
             policy.save(self.folder / "warm_start")
+            self.progress["warm_start"] = _sha256(self.folder / "warm_start" / "policy.safetensors")
             report = label_unknown_behaviour(policy, store, hold_out(store, self.cloning.held_out, self.seed))
         self.policy = policy
         for line in report.lines():
@@ -298,6 +300,9 @@ class Loop:
         if self._has_store() and self.fabric.is_global_zero:
             self._roll_back(self.progress["position"])
         if "policy" in state:
+            weights = self.folder / "warm_start" / "policy.safetensors"
+            if "warm_start" in self.progress and self.progress["warm_start"] != _sha256(weights):
+                raise UserError(f"{weights} is not what this run wrote; restore it from a copy, or start a new run")
             self.policy = TinyVLA.load(self.folder / "warm_start")
             self.policy.load_state_dict(state["policy"])
         if "world_model" in state and self.fabric.is_global_zero:
@@ -374,3 +379,11 @@ class Loop:
 def success_rate(trajectories: Sequence[Trajectory]) -> float:
     """Share of the trajectories that ended in success; 0 of none."""
     return sum(t.success == "yes" for t in trajectories) / max(len(trajectories), 1)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; empty where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

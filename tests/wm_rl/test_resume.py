@@ -141,3 +141,14 @@ def test_it_waits_for_what_a_killed_run_left_to_end(alone, tmp_path, monkeypatch
     run(folder)
     ending.join()
     check_same(folder, alone)
+
+
+def test_a_damaged_warm_start_is_noticed(tmp_path):
+    folder = tmp_path / "run"
+    toy.loop(folder)
+    path = folder / "warm_start" / "policy.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"policy\.safetensors is not what this run wrote; restore it"):
+        run(folder)

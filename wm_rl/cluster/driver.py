@@ -6,6 +6,7 @@ whoever made them goes on), keeps the balance of collecting and updating, counts
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import ray
 from lightning.fabric import Fabric
+from ray.exceptions import RayActorError
 from rich.markup import escape
 
 from data.types import Source
@@ -98,7 +100,8 @@ class _Driver:
                     self._ask_how_they_fare()
         for member in (*self.collectors, *self.imaginers):
             ray.kill(member.handle)
-        ray.get(self.writer.handle.close.remote(), timeout=self.crew.patience)
+        with contextlib.suppress(RayActorError):  # it died just now: the store's next writer seals what it left
+            ray.get(self.writer.handle.close.remote(), timeout=self.crew.patience)
         loop.store().refresh()
 
     def _stop(self) -> NoReturn:

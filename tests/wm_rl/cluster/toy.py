@@ -23,7 +23,7 @@ from wm_rl import interrupts
 from wm_rl.cluster.config import RayRuntime
 from wm_rl.cluster.writer import Writer
 from wm_rl.journal import Journal
-from wm_rl.loop import STAGES, Loop, LoopConfig
+from wm_rl.loop import STAGES, Loop, LoopConfig, _sha256
 from wm_rl.objectives import Gipo
 from world_model.audit import Drift
 from world_model.config import ImaginationConfig, WorldModelConfig
@@ -187,7 +187,8 @@ def loop(folder, *, iterations=3, imagined=0.0, kind=ToyEnv, episodes=4, updates
             made.fit_world_model(2, None)
         store.close()
         made.progress = {"stage": len(STAGES) - 1, "iteration": 0, "seconds": {}, "position": {},
-                         "drift": asdict(Drift())}
+                         "drift": asdict(Drift()),
+                         "warm_start": _sha256(folder / "warm_start" / "policy.safetensors")}
         made.save()
     return made
 
