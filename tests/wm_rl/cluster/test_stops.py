@@ -12,6 +12,8 @@ from tests.wm_rl.cluster.processes import TAG, check_whole, start, tagged, wait_
 from wm_rl.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+ACTORS = tuple(f"ray::{name}" for name in (
+    "Collector", "Imaginer", "InferenceServer", "ModelLearner", "PolicyLearner", "Writer"))
 
 
 def reached(folder, iteration):
@@ -75,8 +77,7 @@ def test_on_a_joined_cluster_the_actors_of_a_killed_driver_end_too(tmp_path, mon
         wait_for(reached(folder, 1), process=process)
 
         def actors():
-            return [name for name in tagged("cluster of " + tag).values()
-                    if name.startswith("ray::") and not name.startswith("ray::IDLE")]
+            return [name for name in tagged("cluster of " + tag).values() if name.startswith(ACTORS)]
 
         assert len(actors()) >= 6
         process.kill()
