@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> int:
-    """Run one command; the exit code is 0, 1 where a gate says no, 2 for bad input, 130 after Ctrl-C."""
+    """Run one command; exit code 0, 1 where a gate says no, 2 for bad input, 128 + the signal that stopped it."""
     # One torch thread unless you say otherwise: two on two busy cores wait for each other, up to 4x slower in all.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `cli.run`, which makes one line of them

@@ -59,6 +59,10 @@ Position = Mapping[str, int]
 """What a reader saw: episodes of each segment. A checkpoint records it, ``rollback`` returns to it."""
 
 
+class BeingWrittenError(UserError):
+    """Another process is writing to the store."""
+
+
 def store_attributes(path: Path) -> dict[str, Any]:
     """What a store says of itself. Raises ``UserError`` when there is none, or one of another schema version."""
     try:
@@ -313,13 +317,15 @@ class ReplayStore:
     def rollback(self, position: Position) -> list[str]:
         """Hide what was committed after ``position``; return the names of the segments that hide something.
 
-        What a resumed run does with what was appended after its checkpoint. Nothing is deleted. Raises ``UserError``
-        when another process is writing, or when something of that position is lost (evicted segments aside).
+        What a resumed run does with what was appended after its checkpoint. Nothing is deleted. Raises
+        ``BeingWrittenError`` when another process is writing, ``UserError`` when something of that position is lost
+        (evicted segments aside).
         """
         self.close()
         self.recover()
         if writing := sorted(entry.name for entry in os.scandir(self.path / "open") if entry.is_dir()):
-            raise UserError(f"cannot roll {self.path} back: another process is writing segment {writing[0]}; stop it")
+            raise BeingWrittenError(
+                f"cannot roll {self.path} back: another process is writing segment {writing[0]}; stop it")
         now, gone, position = self.position, self.evicted(), self._after_repairs(position)
         for name, episodes in position.items():
             if now.get(name, 0) < episodes and name not in gone:

@@ -22,6 +22,8 @@ from hydra.errors import ConfigCompositionException, HydraException, Instantiati
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from wm_rl import interrupts
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 COMMANDS = tuple(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 _GLOBAL = ("experiment", "suite")
@@ -59,7 +61,7 @@ def run(argv: list[str]) -> int:
     try:
         _job()
     except KeyboardInterrupt:
-        return 130
+        return interrupts.exit_status()
     except Exception as error:
         message = _explain(error)
         if message is None:

@@ -1,19 +1,25 @@
 """The last stage of the loop in one process: collect, refit, imagine, update, a checkpoint after every iteration.
 
-Reproducible bit for bit. ``wm_rl.cluster`` does the same with its parts running side by side.
+Reproducible bit for bit, and a run that was stopped, wherever, ends as if it had not been. ``wm_rl.cluster`` does the
+same with its parts running side by side.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
+
+import torch
 
 from data.batches import to_torch
 from data.prefetch import prefetch
 from data.sampler import DecisionSampler
 from data.store import ReplayStore
 from sim.vector import VectorEnv
+from wm_rl import interrupts
 from wm_rl.learner import Learner
 from wm_rl.loop import Loop, success_rate
 from wm_rl.plans import plans
@@ -30,26 +36,35 @@ def improve(loop: Loop) -> None:
                       reference=TinyVLA.load(loop.folder / "warm_start"), trust=loop.trust)
     if "learner" in loop.saved:
         learner.load_state_dict(loop.saved["learner"])
+        torch.set_rng_state(loop.saved["rng"])  # as it was after all that is made above
     sampler = DecisionSampler(store, loop.mixture(store), chunk=policy.chunk, seed=loop.seed)
     first, last = loop.progress["iteration"], loop.config.iterations
+    cut: dict[str, Any] = loop.progress.pop("cut", {})  # the iteration that a signal ended in the middle of
     main = loop.fabric.is_global_zero
     env = loop.make_env() if main and first < last else None
     try:
         with loop.journal.progress("improve", last - first) as bar:
             for iteration in range(first, last):
-                if env is not None:
-                    solved = _gather(loop, env, policy, store, iteration)
+                gathered, rows = cut.pop("gathered", {}), cut.pop("updates", [])
+                if env is not None and not gathered:
+                    gathered = _gather(loop, env, policy, store, iteration)
                 loop.fabric.barrier()
                 store.refresh()
-                metrics = _update(loop, learner, sampler, iteration)
-                learner.gather()
-                learned = learner.state_dict()
-                if main:
-                    metrics |= solved
-                    loop.journal.record("train", iteration, metrics)
-                    loop.progress["iteration"] = iteration + 1
-                    loop.save(learned)
-                    bar.advance(note=f"success {metrics['collected_success']:.2f}")
+                with interrupts.deferred():
+                    _update(loop, learner, sampler, iteration, rows)
+                    learner.gather()
+                    learned = learner.state_dict()
+                    whole = len(rows) == loop.config.updates_per_iteration
+                    if main and whole:
+                        loop.journal.record("train", iteration, mean_metrics(rows) | gathered)
+                        loop.progress["iteration"] = iteration + 1
+                        bar.advance(note=f"success {gathered['collected_success']:.2f}")
+                    elif main:
+                        loop.progress["cut"] = json.loads(json.dumps({"gathered": gathered, "updates": rows}))
+                    if main:
+                        loop.save(learned)
+                    if _asked_to_stop(loop):
+                        raise KeyboardInterrupt
     finally:
         if env is not None:
             env.close()
@@ -107,12 +122,23 @@ def _gather(loop: Loop, env: VectorEnv, policy: TinyVLA, store: ReplayStore, ite
     return metrics | imagine(loop, policy, store, iteration, newest=len(acted)) if loop.imagines else metrics
 
 
-def _update(loop: Loop, learner: Learner, sampler: DecisionSampler, iteration: int) -> dict[str, float]:
-    """Mean metrics of this iteration's updates."""
+def _update(
+    loop: Loop, learner: Learner, sampler: DecisionSampler, iteration: int, rows: list[dict[str, float]]
+) -> None:
+    """Take the updates that this iteration lacks, adding their metrics to ``rows``; fewer when asked to stop."""
     updates = loop.config.updates_per_iteration
-    drawn = plans(loop.fabric, sampler, range(iteration * updates, (iteration + 1) * updates),
-                  version=learner.policy.version)
+    steps = range(iteration * updates + len(rows), (iteration + 1) * updates)
+    drawn = plans(loop.fabric, sampler, steps, version=learner.policy.version)
     device = loop.fabric.device
     pinned = partial(sampler.buffers, pin=device.type == "cuda")
     with loop.timed("update"):
-        return mean_metrics([learner.update(to_torch(batch, device)) for batch in prefetch(sampler, drawn, pinned)])
+        for batch in prefetch(sampler, drawn, pinned):
+            rows.append(learner.update(to_torch(batch, device)))
+            if _asked_to_stop(loop):
+                return
+
+
+def _asked_to_stop(loop: Loop) -> bool:
+    """Some rank was: all of them must leave after the same update."""
+    asked = loop.fabric.all_reduce(torch.tensor(float(interrupts.seen()), device=loop.fabric.device), reduce_op="max")
+    return bool(asked)

@@ -13,6 +13,7 @@ that use a simulator run on the first rank; updates run on all of them, each dra
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -31,7 +32,7 @@ from data.lerobot_writer import write_lerobot
 from data.logs.ingest import IngestConfig, ingest
 from data.rollout import rollout
 from data.sampler import ReplayConfig, has_outcomes
-from data.store import ReplayStore
+from data.store import BeingWrittenError, Position, ReplayStore
 from data.types import Env, Policy, Source, Trajectory, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.vector import VectorEnv
@@ -51,6 +52,9 @@ from world_model.label import label_outcomes
 from world_model.learner import WorldModelLearner
 
 STAGES = ("record", "ingest", "demonstrate", "clone", "prefill", "fit", "improve")
+
+_ENDING = 20.0
+"""Seconds that a killed run's processes are given to end before its store is used again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class Loop:
                 getattr(self, f"_{STAGES[number]}")()
                 self.progress["stage"] = number + 1
                 self.save()
+                interrupts.check()
             self.fabric.barrier()
         if not self.fabric.is_global_zero:
             self._restore()
@@ -183,6 +188,7 @@ class Loop:
         with self.timed("clone"):
             policy = self._warm_policy(store)
             policy.save(self.folder / "warm_start")
+            self.progress["warm_start"] = _sha256(self.folder / "warm_start" / "policy.safetensors")
             report = label_unknown_behaviour(policy, store, hold_out(store, self.cloning.held_out, self.seed))
         self.policy = policy
         for line in report.lines():
@@ -284,7 +290,6 @@ class Loop:
             state["world_model"] = self.world_model.state_dict()
         number = self.progress["stage"] * 1_000_000 + self.progress["iteration"]
         save_checkpoint(self.folder / "checkpoints", number, state, keep=self.config.keep_checkpoints)
-        interrupts.check()
 
     def _restore(self) -> None:
         """Go back to the last resume point: models, counters, and the store as it was then."""
@@ -292,10 +297,12 @@ class Loop:
         if state is None:
             return
         self.progress, self.saved = state["progress"], state
-        torch.set_rng_state(state["rng"])
         if self._has_store() and self.fabric.is_global_zero:
-            self.store().rollback(self.progress["position"])
+            self._roll_back(self.progress["position"])
         if "policy" in state:
+            weights = self.folder / "warm_start" / "policy.safetensors"
+            if "warm_start" in self.progress and self.progress["warm_start"] != _sha256(weights):
+                raise UserError(f"{weights} is not what this run wrote; restore it from a copy, or start a new run")
             self.policy = TinyVLA.load(self.folder / "warm_start")
             self.policy.load_state_dict(state["policy"])
         if "world_model" in state and self.fabric.is_global_zero:
@@ -304,9 +311,22 @@ class Loop:
                 self.world_model_config, spec=store.spec, statistics=store.statistics, seed=self.seed,
                 device=str(self.fabric.device))
             self.world_model.load_state_dict(state["world_model"])
+        torch.set_rng_state(state["rng"])  # last: new modules draw their first weights
         self.journal.rewind({"train": self.progress["iteration"], "clone": self.cloning.steps
                              if self.progress["stage"] > STAGES.index("clone") else 0,
                              "world_model": self.world_model.version if self.world_model is not None else 0})
+
+    def _roll_back(self, position: Position) -> None:
+        """Once nobody writes: the actors of a driver that was just killed take some seconds to end."""
+        give_up = time.monotonic() + _ENDING
+        while True:
+            try:
+                self.store().rollback(position)
+                return
+            except BeingWrittenError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.5)
 
     def _create_store(self) -> ReplayStore:
         """A new store for this run; what a killed first attempt left behind is opened and rolled back instead."""
@@ -359,3 +379,11 @@ class Loop:
 def success_rate(trajectories: Sequence[Trajectory]) -> float:
     """Share of the trajectories that ended in success; 0 of none."""
     return sum(t.success == "yes" for t in trajectories) / max(len(trajectories), 1)
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; empty where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -48,7 +48,7 @@ class RayRuntime:
     """Seconds that a step of a simulator may take before its collector is killed and replaced; anybody else's call may
     take ten times as long."""
     max_restarts: int
-    """Deaths of one actor after which the run stops."""
+    """Deaths of one actor within an hour after which the run stops."""
 
     def __call__(self) -> Fabric:
         """For the stages, and the commands, that run in one process."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from data.types import UserError
 
 _STARTING = 900.0
 """Seconds that an actor may take to appear: on a busy machine imports alone take minutes."""
+_HOUR = 3600.0
 _RETRY = 0.5
 """Seconds between two knocks on the door of an actor that is being restarted."""
 
@@ -37,11 +38,17 @@ class Member:
     """Of its process, on whatever machine that is."""
     node: str = ""
     """Name of that machine."""
-    restarts: int = 0
     seen: float = 0.0
     """When it last answered, on the monotonic clock."""
+    deaths: list[float] = field(default_factory=list)
+    """When it was found dead, on the monotonic clock."""
     knock_at: float = 0.0
-    """When to ask again whether it is there, on the monotonic clock."""
+    """When to ask again whether it is there, on the same clock."""
+
+    @property
+    def restarts(self) -> int:
+        """How often it was replaced."""
+        return len(self.deaths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +140,7 @@ class Crew:
             if member.up:
                 self._gone(member, "died")
         except RayActorError as error:
-            if not member.up:
+            if error.actor_init_failed:
                 raise UserError(f"{member.name} could not be started: {str(error).strip().splitlines()[-1]}") from error
             self._gone(member, "died")
         except RayTaskError as error:
@@ -146,11 +153,12 @@ class Crew:
 
     def _gone(self, member: Member, why: str) -> None:
         self._pending = {reference: call for reference, call in self._pending.items() if call.member is not member}
-        member.restarts += 1
-        member.up, member.knock_at = False, time.monotonic() + _RETRY
-        if member.restarts > self._max_restarts:
-            raise UserError(f"{member.name} was replaced {self._max_restarts} times, and failed again ({why}); see "
-                            "what is wrong with it, or raise runtime.max_restarts, then resume the run")
+        now = time.monotonic()
+        member.deaths.append(now)
+        member.up, member.knock_at = False, now + _RETRY
+        if sum(now - death < _HOUR for death in member.deaths) > self._max_restarts:
+            raise UserError(f"{member.name} was replaced {self._max_restarts} times within an hour, and failed again "
+                            f"({why}); see what is wrong with it, or raise runtime.max_restarts, then resume the run")
         self._say(f"{member.name}: {why}; replaced ({member.restarts})")
 
     def _knock(self, member: Member) -> None:

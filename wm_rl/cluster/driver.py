@@ -6,19 +6,22 @@ whoever made them goes on), keeps the balance of collecting and updating, counts
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from lightning.fabric import Fabric
+from ray.exceptions import RayActorError
 from rich.markup import escape
 
 from data.types import Source
+from wm_rl import interrupts
 from wm_rl.cluster.collecting import Collector
 from wm_rl.cluster.config import RayRuntime
 from wm_rl.cluster.crew import Crew, Member
@@ -49,7 +52,9 @@ def improve_on_cluster(loop: Loop, runtime: RayRuntime) -> None:
     """Run the updates that are not done yet, with everything they need around them."""
     if loop.progress["iteration"] < loop.config.iterations:
         loop.store().close()  # from here on another process writes
-        with loop.timed("improve"), cluster(runtime, cpus=runtime.collectors + runtime.imaginers) as here:
+        cpus = runtime.collectors + runtime.imaginers
+        with loop.timed("improve"), interrupts.deferred(), cluster(runtime, cpus=cpus) as here:
+            interrupts.listen()  # Ray takes SIGTERM
             _Driver(loop, runtime, here).run()
     elif "learner" in loop.saved:
         loop.trained_policy().load_state_dict(loop.saved["learner"]["policy"])
@@ -63,7 +68,8 @@ class _Driver:
     def __init__(self, loop: Loop, runtime: RayRuntime, here: Mapping[str, Any]) -> None:
         self.loop, self.runtime, self.config = loop, runtime, loop.config
         self.updates = loop.config.iterations * loop.config.updates_per_iteration
-        self.counters: dict[str, int] = loop.progress.setdefault("cluster", {
+        loop.progress.pop("cut", None)  # of an iteration in one process: here the version says where it stands
+        self.counters: dict[str, Any] = loop.progress.setdefault("cluster", {
             "collected": loop.progress["iteration"] * loop.config.episodes_per_iteration, "streams": 0})
         self.learned: dict[str, Any] = loop.saved.get("learner", {})
         self.version = self.ordered = int(self.learned.get("version", 0))
@@ -71,7 +77,9 @@ class _Driver:
         self.published: tuple[Any, int] = ray.put(weights), self.version
         self.model_state = ray.put(loop.model().state_dict()) if loop.imagines else None
         self.rounds = self.counters["collected"] // self.config.episodes_per_iteration
-        self.branches_due = 0
+        self.branches_due = self.counters.get("branches_due", 0)
+        self.imagining: dict[str, int] = {}
+        self.model_due: list[str] = list(self.counters.get("model_due", []))
         self.asked = 0.0
         self.pace = Pace.of(runtime, loop.config, rows=self._rows(), collected=self.counters["collected"],
                             version=self.version)
@@ -86,14 +94,33 @@ class _Driver:
         with loop.journal.progress("improve", self.config.iterations - loop.progress["iteration"]) as self.bar:
             while self.version < updates or crew.busy(self.learner, "state"):
                 crew.attend(_TICK)
+                if interrupts.seen():
+                    self._stop()
                 self._update()
                 if time.monotonic() - self.asked > _REPORT_EVERY:
                     self.asked = time.monotonic()
                     self._ask_how_they_fare()
         for member in (*self.collectors, *self.imaginers):
             ray.kill(member.handle)
-        ray.get(self.writer.handle.close.remote(), timeout=self.crew.patience)
+        with contextlib.suppress(RayActorError):  # it died just now: the store's next writer seals what it left
+            ray.get(self.writer.handle.close.remote(), timeout=self.crew.patience)
         loop.store().refresh()
+
+    def _stop(self) -> NoReturn:
+        """A signal asked for it: wait for the updates underway, and write down where everything stands."""
+        crew, learner = self.crew, self.learner
+
+        def wait() -> None:
+            while learner.up and any(crew.busy(learner, method) for method in ("load", "update", "state")):
+                crew.attend(_TICK)
+
+        wait()
+        if learner.up:
+            crew.ask(learner, "state", then=self._keep)
+            wait()
+        else:
+            self._keep(self.learned)
+        raise KeyboardInterrupt
 
     # -- who there is -----------------------------------------------------------------------------------------------
 
@@ -132,7 +159,7 @@ class _Driver:
                              storage, begin=self._send_model, options=here)
         self.imaginers = [hire(f"imaginer {i}", Imaginer, model, loop.imagination_config, store.path, storage,
                                server(i), self.writer.handle, seed=loop.seed, chunk=policy.chunk,
-                               begin=self._send_model, options={**here, "num_cpus": 1})
+                               begin=self._begin_imagining, options={**here, "num_cpus": 1})
                           for i in range(runtime.imaginers)]
 
     def _rows(self) -> int:
@@ -152,6 +179,10 @@ class _Driver:
 
     def _send_model(self, member: Member) -> None:
         self.crew.ask(member, "load", self.model_state)
+
+    def _begin_imagining(self, member: Member) -> None:
+        self.branches_due += self.imagining.pop(member.name, 0)  # what one that died did not finish
+        self._send_model(member)
 
     def _resume_learner(self, member: Member) -> None:
         """What was learned since the last checkpoint is lost with a learner that died, and nothing else."""
@@ -193,16 +224,22 @@ class _Driver:
                 self._send_weights(server)
 
     def _checkpoint(self, iteration: int, learned: dict[str, Any]) -> None:
-        loop = self.loop
-        self.learned = learned
-        loop.trained_policy().load_state_dict(learned["policy"])
-        loop.trained_policy().version = learned["version"]
         metrics = self.tally.row(restarts=self.crew.restarts, limit=self.pace.limit)
-        loop.journal.record("train", iteration - 1, metrics)
-        loop.progress["iteration"] = iteration
-        loop.store().refresh()
-        loop.save(learned)
+        self.loop.journal.record("train", iteration - 1, metrics)
+        self.loop.progress["iteration"] = iteration
+        self._keep(learned)
         self.bar.advance(note=f"success {metrics['collected_success']:.2f}, lag {metrics['lag']:.0f}")
+
+    def _keep(self, learned: dict[str, Any]) -> None:
+        """Write the resume point: the learner's state, and everything else as it is now."""
+        loop, self.learned = self.loop, learned
+        if learned:
+            loop.trained_policy().load_state_dict(learned["policy"])
+            loop.trained_policy().version = learned["version"]
+        self.counters |= {"branches_due": self.branches_due + sum(self.imagining.values()),
+                          "model_due": self.model_due}
+        loop.store().refresh()
+        loop.save(learned or None)
 
     # -- what comes in ----------------------------------------------------------------------------------------------
 
@@ -218,8 +255,11 @@ class _Driver:
                 ask(collector, "status", then=partial(self._fares, collector), patience=self.runtime.patience)
         for imaginer in self.imaginers:
             if self.branches_due and not busy(imaginer, "imagine") and not busy(imaginer, "load"):
-                branches, self.branches_due = self.branches_due, 0
-                ask(imaginer, "imagine", self._stream(), branches)
+                self.imagining[imaginer.name], self.branches_due = self.branches_due, 0
+                ask(imaginer, "imagine", self._stream(), self.imagining[imaginer.name],
+                    then=partial(self._imagined, imaginer))
+        if self.model_due and not any(busy(self.modeller, method) for method in ("load", "audit", "refit")):
+            self._work_on_model(self.model_due[0])
         self.loop.journal.live = self._live()
 
     def _live(self) -> dict[str, Any]:
@@ -256,23 +296,40 @@ class _Driver:
         self.rounds += 1
         drifted = not self._drift().within(loop.imagination_config.max_ratio)
         if drifted or number % loop.imagination_config.audit_every == 0:
-            self.crew.ask(self.modeller, "audit", self.config.episodes_per_iteration, then=self._audited)
+            self._put_down("audit")
         if number > 0 and number % self.config.refit_every == 0:
-            state = self.crew.ask(self.modeller, "refit", loop.world_model_config.round_steps, returns=2,
-                                  then=lambda metrics: self._refitted(metrics, state))
+            self._put_down("refit")
         paused = number > 0 and drifted
         self.tally.note({"imagined_ratio": self._drift().ratio, "imagination_paused": float(paused)})
         if not paused:
             self.branches_due += self.config.branches_per_iteration
 
+    def _imagined(self, imaginer: Member, _: None) -> None:
+        del self.imagining[imaginer.name]
+
+    def _put_down(self, work: str) -> None:
+        """For the world model's learner; what is put down already is done once."""
+        if work not in self.model_due:
+            self.model_due.append(work)
+
+    def _work_on_model(self, work: str) -> None:
+        """It stays put down until it is done: a successor does what a learner that died did not finish."""
+        if work == "audit":
+            self.crew.ask(self.modeller, "audit", self.config.episodes_per_iteration, then=self._audited)
+            return
+        state = self.crew.ask(self.modeller, "refit", self.loop.world_model_config.round_steps, returns=2,
+                              then=lambda metrics: self._refitted(metrics, state))
+
     def _drift(self) -> Drift:
         return Drift(**self.loop.progress["drift"])
 
     def _audited(self, metrics: dict[str, float]) -> None:
+        self.model_due.remove("audit")
         self.loop.progress["drift"] = asdict(self._drift().update(metrics))
         self.tally.note(metrics)
 
     def _refitted(self, metrics: dict[str, float], state: Any) -> None:
+        self.model_due.remove("refit")
         self.model_state = state
         for imaginer in self.imaginers:
             if imaginer.up:

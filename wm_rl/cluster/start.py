@@ -9,11 +9,11 @@ from typing import Any
 
 from wm_rl.cluster.config import RayRuntime
 
-_SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0",
-             "RAY_kill_child_processes_on_worker_exit": "1", "RAY_worker_register_timeout_seconds": "600",
-             "RAY_agent_register_timeout_ms": "600000"}
-"""Ray's own: nothing is reported to anyone; no child outlives its actor; a busy machine may
-take long to start a process."""
+SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_kill_child_processes_on_worker_exit": "1",
+            "RAY_worker_register_timeout_seconds": "600", "RAY_agent_register_timeout_ms": "600000",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""Ray's own: nothing is reported to anyone; no child outlives its actor; a busy machine may take long to start a
+process; Ray's agents look for a dead cluster for 5 s (by default for 60) before they end."""
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def cluster(runtime: RayRuntime, *, cpus: int) -> Iterator[dict[str, Any]]:
     is killed: Ray's reaper sees to it.
     """
     if runtime.address is None:
-        os.environ.update({name: os.environ.get(name, value) for name, value in _SWITCHES.items()})
+        os.environ.update({name: os.environ.get(name, value) for name, value in SWITCHES.items()})
     import ray  # late: it reads these
     from ray._private import ray_constants
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -1,6 +1,11 @@
-"""A toy simulator with faults, and a loop that stands at its last stage."""
+"""A toy simulator with faults, and a loop that stands at its last stage.
 
+``python -m tests.wm_rl.cluster.toy FOLDER ITERATIONS`` runs that stage in FOLDER, or resumes it, as the command does.
+"""
+
+import hashlib
 import os
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -14,10 +19,12 @@ from data.sampler import ReplayConfig
 from data.store import ReplayStore
 from data.types import Source
 from tests import examples
+from wm_rl import interrupts
 from wm_rl.cluster.config import RayRuntime
+from wm_rl.cluster.writer import Writer
 from wm_rl.fabric import make_fabric
 from wm_rl.journal import Journal
-from wm_rl.loop import STAGES, Loop, LoopConfig
+from wm_rl.loop import STAGES, Loop, LoopConfig, _sha256
 from wm_rl.objectives import Gipo
 from world_model.audit import Drift
 from world_model.config import ImaginationConfig, WorldModelConfig
@@ -67,12 +74,16 @@ class ToyEnv:
         playing = ~self.over
         self.count[playing] += 1
         self.over |= self.count >= 4 + self.seed % 5
-        ended = self.over & (self.seed % 2 == 0)
+        ended = self.over & self.won()
         reward = (ended & playing).astype(np.float32)
         if self.nan:
             reward[self.over & playing & (self.seed % 3 == 0)] = np.nan
         observation, info = self._look()
         return observation, reward, ended, self.over & ~ended, info
+
+    def won(self):
+        """Of each row, should it be over."""
+        return self.seed % 2 == 0
 
     def close(self):
         pass
@@ -82,10 +93,66 @@ class ToyEnv:
         frames = np.zeros((self.num_envs, size, size, 3), np.uint8)
         frames += (self.count * 20 + self.seed % 7).astype(np.uint8)[:, None, None, None]
         info = {"instruction": ["reach the goal"] * self.num_envs, "task": ["reach"] * self.num_envs,
-                "success": self.over & (self.seed % 2 == 0), "uncertainty": np.zeros(self.num_envs, np.float32),
+                "success": self.over & self.won(), "uncertainty": np.zeros(self.num_envs, np.float32),
                 "time": self.count / 10}
         proprio = np.stack([self.count, self.seed % 7], axis=1).astype(np.float32)
         return {"frames": {"front": frames}, "proprio": proprio}, info
+
+
+class LearnableEnv(ToyEnv):
+    """Succeeds when the first action pointed, on average, where the second proprio said: to -1 or to 1.
+
+    Whoever draws actions at random succeeds in about one of three.
+    """
+
+    def __init__(self, num_envs, **settings):
+        self.sum = np.zeros(num_envs)
+        super().__init__(num_envs, **settings)
+
+    def reset(self, *, seed, options):
+        self.sum[options["reset_mask"]] = 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, actions):
+        playing = ~self.over
+        self.sum[playing] += (actions[:, 0] * self.side())[playing]
+        return super().step(actions)
+
+    def side(self):
+        return np.where(self.seed % 2 == 1, 1, -1)
+
+    def won(self):
+        return self.sum > 0.3 * np.maximum(self.count, 1)
+
+    def _look(self):
+        observation, info = super()._look()
+        observation["proprio"][:, 1] = self.side()
+        return observation, info
+
+
+def fingerprint(trajectory):
+    """Of what was played and with which seed, not of where it lies."""
+    parts = [trajectory.action_token, trajectory.log_prob, trajectory.reward, trajectory.proprio,
+             trajectory.policy_version, *trajectory.frames.values()]
+    found = hashlib.sha256(f"{trajectory.source} {trajectory.provenance['seed']}".encode())
+    for part in parts:
+        found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()
+
+
+class RecordingWriter(Writer):
+    """A writer that notes what it is about to acknowledge in a file outside the run, synced to disk."""
+
+    def __init__(self, store, storage, quarantine):
+        super().__init__(store, storage, quarantine)
+        self.ledger = store.parent.parent / "acknowledged"
+
+    def append(self, trajectory):
+        super().append(trajectory)
+        descriptor = os.open(self.ledger, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, f"{fingerprint(trajectory)}\n".encode())
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def runtime(*, strategy="auto", **changes):
@@ -98,18 +165,19 @@ def runtime(*, strategy="auto", **changes):
     return RayRuntime(fabric=fabric, **values)
 
 
-def loop(folder, *, iterations=3, imagined=0.0, **env):
+def loop(folder, *, iterations=3, imagined=0.0, kind=ToyEnv, episodes=4, updates=4, windows=4, seed=0,
+         learner=examples.LEARNER, **env):
     """A new one, or one that is resumed. ``imagined``: weight of that source; 0 goes without a world model."""
     folder.mkdir(exist_ok=True)
-    config = LoopConfig(iterations=iterations, episodes_per_iteration=4, updates_per_iteration=4, logs=None,
-                        log_episodes_per_task=1, demonstrations_per_task=1, prefill_episodes=1,
+    config = LoopConfig(iterations=iterations, episodes_per_iteration=episodes, updates_per_iteration=updates,
+                        logs=None, log_episodes_per_task=1, demonstrations_per_task=1, prefill_episodes=1,
                         branches_per_iteration=2, refit_every=1, warm_start=None, keep_checkpoints=2)
     mix = {"sim": 1.0, "real": 0.0, "imagined": imagined}
-    replay = ReplayConfig(windows=4, decisions=4, discount=0.9, mix=mix, capacity=dict.fromkeys(mix))
+    replay = ReplayConfig(windows=windows, decisions=4, discount=0.9, mix=mix, capacity=dict.fromkeys(mix))
     made = Loop(
-        folder=folder, seed=0, config=config, env=partial(ToyEnv, num_envs=2, **env), stand_in=None, expert=None,
+        folder=folder, seed=seed, config=config, env=partial(kind, **{"num_envs": 2} | env), stand_in=None, expert=None,
         logs=None, policy=examples.POLICY, objective=Gipo(beta=0.5), replay=replay,
-        storage=StoreConfig(segment_bytes=2**20), trust=examples.TRUST, learner=examples.LEARNER, cloning=None,
+        storage=StoreConfig(segment_bytes=2**20), trust=examples.TRUST, learner=learner, cloning=None,
         world_model=MODEL, imagination=ImaginationConfig(horizon=3, micro_batch=2, audit_every=1, sources=("sim",)),
         fabric=Fabric(accelerator="cpu", devices=1), journal=Journal(folder, [], enabled=True))
     made.cloning = type("", (), {"steps": 0})
@@ -124,6 +192,16 @@ def loop(folder, *, iterations=3, imagined=0.0, **env):
             made.fit_world_model(2, None)
         store.close()
         made.progress = {"stage": len(STAGES) - 1, "iteration": 0, "seconds": {}, "position": {},
-                         "drift": asdict(Drift())}
+                         "drift": asdict(Drift()),
+                         "warm_start": _sha256(folder / "warm_start" / "policy.safetensors")}
         made.save()
     return made
+
+
+if __name__ == "__main__":
+    interrupts.remember()
+    made = loop(Path(sys.argv[1]), iterations=int(sys.argv[2]), imagined=0.5, latency=0.02)
+    try:
+        made.run(runtime(collectors=2).improve)
+    except KeyboardInterrupt:
+        sys.exit(interrupts.exit_status())
