@@ -87,6 +87,13 @@ class ToyEnv:
         return {"frames": {"front": frames}, "proprio": proprio}, info
 
 
+class LatentToy(ToyEnv):
+    """With latency as ``sim.latency.LatentVectorEnv`` takes it; it never varies."""
+
+    def __init__(self, latency_ms, variation=0.0, **rows):
+        super().__init__(latency=latency_ms / 1e3, **rows)
+
+
 def runtime(**changes):
     """On a cluster of its own, or on that which RAY_ADDRESS names."""
     values = {"address": os.environ.get("RAY_ADDRESS"), "object_store_bytes": 100 * 2**20, "collectors": 1,
@@ -104,7 +111,7 @@ def loop(folder, *, iterations=3, imagined=0.0, **env):
     mix = {"sim": 1.0, "real": 0.0, "imagined": imagined}
     replay = ReplayConfig(windows=4, decisions=4, discount=0.9, mix=mix, capacity=dict.fromkeys(mix))
     made = Loop(
-        folder=folder, seed=0, config=config, env=partial(ToyEnv, num_envs=2, **env), stand_in=None, expert=None,
+        folder=folder, seed=0, config=config, env=partial(ToyEnv, **{"num_envs": 2} | env), stand_in=None, expert=None,
         logs=None, policy=examples.POLICY, objective=Gipo(beta=0.5), replay=replay,
         storage=StoreConfig(segment_bytes=2**20), trust=examples.TRUST, learner=examples.LEARNER, cloning=None,
         world_model=MODEL, imagination=ImaginationConfig(horizon=3, micro_batch=2, audit_every=1, sources=("sim",)),
