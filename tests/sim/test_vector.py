@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -291,3 +293,22 @@ def test_an_episode_may_go_on_after_its_success():
     assert len(cut) == budget
     assert cut.terminated.sum() == 1
     assert not cut.truncated.any()
+
+
+@pytest.mark.sim
+def test_a_row_by_itself_in_a_thread_plays_what_it_plays_among_others():
+    tasks, rows = ["drawer-close-v3", "door-close-v3"], 3
+
+    def alone(row):
+        env = VectorEnv(tasks=tasks, num_envs=rows, workers=0, config=SHORT, only=row)
+        assert (env.num_envs, env.row_tasks) == (1, [tasks[row % 2]])
+        with contextlib.closing(env):
+            return next(iter(rollout(env, ScriptedExpert(env), [[10 + row]], sample=False)))
+
+    with contextlib.closing(VectorEnv(tasks=tasks, num_envs=rows, workers=1, config=SHORT)) as env:
+        together = list(rollout(env, ScriptedExpert(env), [[10], [11], [12]], sample=False))
+    with ThreadPoolExecutor(rows) as pool:
+        for one, other in zip(together, pool.map(alone, range(rows)), strict=True):
+            assert one.task == other.task
+            assert np.array_equal(one.frames["workspace"], other.frames["workspace"])
+            assert np.array_equal(one.proprio, other.proprio)

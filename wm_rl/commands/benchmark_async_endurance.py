@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _watch(samples: list[dict[str, Any]], done: threading.Event, every: float) -
 
 def _quarters(values: Sequence[int]) -> list[int]:
     ends = [len(values) * quarter // 4 for quarter in range(5)]
-    return [max(values[begin:end], default=0) for begin, end in zip(ends, ends[1:], strict=False)]
+    return [max(values[begin:end], default=0) for begin, end in pairwise(ends)]
 
 
 def _draw(samples: Sequence[Mapping[str, Any]], path: Path) -> None:

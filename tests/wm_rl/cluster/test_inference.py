@@ -1,12 +1,16 @@
 import asyncio
+import math
+import selectors
 import time
+from unittest import mock
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.types import Observation
+from data.types import Action, Observation
 from tests import examples
+from wm_rl.cluster import inference
 from wm_rl.cluster.inference import InferenceServer
 
 
@@ -85,3 +89,89 @@ def test_a_request_that_cannot_be_answered_says_why_and_the_next_is_answered():
     (failed, (action, _)), _ = serve([(wrong, [1]), (observation(1, 0), [1])], batch_size=1, max_age=0.0)
     assert isinstance(failed, RuntimeError)
     assert action.token.shape == (1, 2, 3)
+
+
+class Clock(selectors.DefaultSelector):
+    """Time that passes only while everybody waits."""
+
+    now = 0.0
+
+    def select(self, timeout=None):
+        if timeout:
+            self.now += timeout
+        return super().select(0)
+
+
+class ClockLoop(asyncio.SelectorEventLoop):
+    """A forward pass takes ``seconds`` on this clock."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+        super().__init__(clock)
+
+    def time(self):
+        return self.clock.now
+
+    def run_in_executor(self, executor, function, *arguments):
+        async def later():
+            await asyncio.sleep(self.seconds)
+            return function(*arguments)
+
+        return self.create_task(later())
+
+
+class Anyone:
+    """A policy without a network."""
+
+    version = 0
+
+    def load_state_dict(self, weights):
+        pass
+
+    def act(self, looked, seeds):
+        n = len(looked.slot)
+        return Action(token=np.zeros((n, 1, 1), np.int16), action=np.zeros((n, 1, 1), np.float32),
+                      log_prob=np.zeros((n, 1, 1), np.float32), value=np.zeros(n, np.float32))
+
+
+def waits(thinking, *, rows, batch_size, max_age, seconds):
+    """What every request waited until its forward pass began. Who asks has ``rows`` rows, thinks, and asks again."""
+    clock = Clock()
+    loop = ClockLoop(clock, seconds)
+    with mock.patch.object(inference.time, "monotonic", loop.time):
+        async def client(pauses):
+            looked = Observation(frames={"front": np.zeros((rows, 2, 2, 3), np.uint8)}, slot=list(range(rows)),
+                                 proprio=np.zeros((rows, 2), np.float32), instruction=["reach"] * rows)
+            for pause in pauses:
+                await asyncio.sleep(pause)
+                await server.act(looked, None)
+
+        async def main():
+            await server.load({}, 1)
+            await asyncio.gather(*map(client, thinking))
+
+        server = InferenceServer(Anyone, batch_size=batch_size, max_age=max_age)
+        try:
+            loop.run_until_complete(main())
+            server._serving.cancel()
+            loop.run_until_complete(asyncio.gather(server._serving, return_exceptions=True))
+        finally:
+            loop.close()
+    return list(server._waits)
+
+
+@given(thinking=st.lists(st.lists(st.floats(0, 0.2), min_size=1, max_size=6), min_size=1, max_size=8),
+       rows=st.integers(1, 4), max_age=st.floats(0, 0.1), seconds=st.floats(1e-3, 0.2), more=st.integers(0, 8))
+def test_nobody_waits_longer_than_the_age_and_one_forward_pass(thinking, rows, max_age, seconds, more):
+    waited = waits(thinking, rows=rows, batch_size=rows * len(thinking) + more, max_age=max_age, seconds=seconds)
+    assert len(waited) == sum(map(len, thinking))
+    assert max(waited) <= max_age + seconds + 1e-9
+
+
+@given(clients=st.integers(1, 12), batch_size=st.integers(1, 4), seconds=st.floats(1e-3, 0.1))
+def test_where_more_ask_than_a_batch_holds_each_full_batch_ahead_costs_one_forward_pass_more(
+        clients, batch_size, seconds):
+    waited = waits([[0.0] * 3] * clients, rows=1, batch_size=batch_size, max_age=0.05, seconds=seconds)
+    ahead = math.ceil(clients / batch_size)
+    assert max(waited) <= 0.05 + ahead * seconds + 1e-9
+    assert clients <= batch_size or max(waited) >= (ahead - 1) * seconds - 1e-9

@@ -155,6 +155,13 @@ class RecordingWriter(Writer):
         os.close(descriptor)
 
 
+class LatentToy(ToyEnv):
+    """With latency as ``sim.latency.LatentVectorEnv`` takes it; it never varies."""
+
+    def __init__(self, latency_ms, variation=0.0, **rows):
+        super().__init__(latency=latency_ms / 1e3, **rows)
+
+
 def runtime(*, strategy="auto", **changes):
     """On a cluster of its own, or on that which RAY_ADDRESS names."""
     values = {"address": os.environ.get("RAY_ADDRESS"), "object_store_bytes": 100 * 2**20, "collectors": 1,
