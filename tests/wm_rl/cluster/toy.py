@@ -96,8 +96,9 @@ def runtime(*, strategy="auto", **changes):
     return RayRuntime(fabric=fabric, **values)
 
 
-def loop(folder, *, iterations=3, imagined=0.0, **env):
+def loop(folder, *, iterations=3, imagined=0.0, fabric=None, **env):
     """A new one, or one that is resumed. ``imagined``: weight of that source; 0 goes without a world model."""
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
     folder.mkdir(exist_ok=True)
     config = LoopConfig(iterations=iterations, episodes_per_iteration=4, updates_per_iteration=4, logs=None,
                         log_episodes_per_task=1, demonstrations_per_task=1, prefill_episodes=1,
@@ -109,7 +110,7 @@ def loop(folder, *, iterations=3, imagined=0.0, **env):
         logs=None, policy=examples.POLICY, objective=Gipo(beta=0.5), replay=replay,
         storage=StoreConfig(segment_bytes=2**20), trust=examples.TRUST, learner=examples.LEARNER, cloning=None,
         world_model=MODEL, imagination=ImaginationConfig(horizon=3, micro_batch=2, audit_every=1, sources=("sim",)),
-        fabric=Fabric(accelerator="cpu", devices=1), journal=Journal(folder, [], enabled=True))
+        fabric=fabric, journal=Journal(folder, [], enabled=fabric.is_global_zero))
     made.cloning = type("", (), {"steps": 0})
     if not (folder / "checkpoints").exists():
         store = ReplayStore.create(folder / "replay.zarr", spec=examples.SPEC, statistics=examples.STATISTICS,
