@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 
+from data.store import ReplayStore
 from data.types import UserError
 from tests import examples
 from wm_rl.fabric import make_fabric
+from wm_rl.policy import TinyVLA
 
 
 def play(store, out, *settings):
@@ -86,6 +88,29 @@ def test_bfloat16_steps_are_near_those_of_float32(store, alone, tmp_path, strate
     for told, known in zip(found["metrics"], alone["metrics"], strict=True):
         assert told["gradient_norm"] == pytest.approx(known["gradient_norm"], rel=0.05)
         assert told["value_loss"] == pytest.approx(known["value_loss"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_loop_acts_with_what_all_ranks_have_learned(tmp_path):
+    """Log-probs of what the first rank collects are those of the whole, newest policy."""
+    folders = []
+    for settings in ([], ["devices=2", "strategy=fsdp"]):
+        folders.append(tmp_path / "-".join(settings or ["alone"]))
+        command = [sys.executable, "-m", "tests.wm_rl.loops", str(folders[-1]), *settings]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    policies = [TinyVLA.load(folder / "policy") for folder in folders]
+    assert [policy.version for policy in policies] == [8, 8]
+    for name, value in policies[0].state_dict().items():
+        torch.testing.assert_close(policies[1].state_dict()[name], value, rtol=0, atol=1e-5)
+    alone, shared = (ReplayStore.open(folder / "replay.zarr") for folder in folders)
+    assert len(alone) == len(shared) == 4 + 2 * 4
+    for i in range(4, 12):
+        one, two = alone.trajectory(i), shared.trajectory(i)
+        assert (one.policy_version == (0 if i < 8 else 4)).all()
+        assert (two.policy_version == one.policy_version).all()
+        assert (two.action_token == one.action_token).all()
+        assert two.log_prob == pytest.approx(one.log_prob, rel=0, abs=1e-5)
 
 
 @pytest.mark.parametrize(("settings", "message"), [

@@ -59,8 +59,9 @@ class Rank:
         and later.
         """
         if ranks > 1:
-            # To Fabric, every rank is a machine with one device; the processes know each other already.
-            os.environ.update({"LOCAL_RANK": "0", "NODE_RANK": str(rank)})
+            # What torchrun sets for machines with one device each: Fabric heeds it before Slurm's, which speaks of Ray.
+            os.environ.update({"TORCHELASTIC_RUN_ID": meeting.parent.name, "RANK": str(rank), "GROUP_RANK": str(rank),
+                               "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)})
             if sys.platform == "linux":  # all are on this machine: nobody else need hear them
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             torch.distributed.init_process_group(

@@ -173,8 +173,9 @@ def runtime(*, strategy="auto", **changes):
 
 
 def loop(folder, *, iterations=3, imagined=0.0, kind=ToyEnv, episodes=4, updates=4, windows=4, seed=0,
-         learner=examples.LEARNER, **env):
+         learner=examples.LEARNER, fabric=None, **env):
     """A new one, or one that is resumed. ``imagined``: weight of that source; 0 goes without a world model."""
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
     folder.mkdir(exist_ok=True)
     config = LoopConfig(iterations=iterations, episodes_per_iteration=episodes, updates_per_iteration=updates,
                         logs=None, log_episodes_per_task=1, demonstrations_per_task=1, prefill_episodes=1,
@@ -186,7 +187,7 @@ def loop(folder, *, iterations=3, imagined=0.0, kind=ToyEnv, episodes=4, updates
         logs=None, policy=examples.POLICY, objective=Gipo(beta=0.5), replay=replay,
         storage=StoreConfig(segment_bytes=2**20), trust=examples.TRUST, learner=learner, cloning=None,
         world_model=MODEL, imagination=ImaginationConfig(horizon=3, micro_batch=2, audit_every=1, sources=("sim",)),
-        fabric=Fabric(accelerator="cpu", devices=1), journal=Journal(folder, [], enabled=True))
+        fabric=fabric, journal=Journal(folder, [], enabled=fabric.is_global_zero))
     made.cloning = type("", (), {"steps": 0})
     if not (folder / "checkpoints").exists():
         store = ReplayStore.create(folder / "replay.zarr", spec=examples.SPEC, statistics=examples.STATISTICS,
