@@ -108,8 +108,19 @@ def test_interrupted_it_says_how_to_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_devices_run_the_same_command(strategy, tmp_path):
+def test_two_devices_run_the_same_command_and_stop_together(strategy, tmp_path):
+    """Only the first process is asked to stop, as Slurm may do it."""
     folder = tmp_path / "run"
-    finish(start(*TINY, "replay.mix.imagined=0", "runtime.devices=2", f"runtime.strategy={strategy}",
-                 f"hydra.run.dir={folder}"))
+    process = start(*TINY, "replay.mix.imagined=0", "runtime.devices=2", f"runtime.strategy={strategy}",
+                    f"hydra.run.dir={folder}")
+    before = time.monotonic()
+    while not (folder / "checkpoints" / f"{len(STAGES) - 1}000001.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() - before < 200
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "Traceback" not in output
+    finish(start(f"resume={folder}"))
     assert json.loads((folder / "summary.json").read_text())["success"]

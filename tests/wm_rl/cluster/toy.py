@@ -106,8 +106,8 @@ class LearnableEnv(ToyEnv):
     """
 
     def __init__(self, num_envs, **settings):
-        self.sum = np.zeros(num_envs)
         super().__init__(num_envs, **settings)
+        self.sum = np.zeros(self.num_envs)
 
     def reset(self, *, seed, options):
         self.sum[options["reset_mask"]] = 0
