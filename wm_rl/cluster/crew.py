@@ -60,7 +60,7 @@ class Crew:
         **named: Any,
     ) -> Member:
         """Start an actor of class ``kind``; ``begin(member)`` follows when it is there."""
-        options = {"max_restarts": -1, "enable_task_events": False, **options}  # Ray keeps 100,000 calls, 250 MB
+        options = {"max_restarts": -1, "enable_task_events": False, **options}  # 4 kB in Ray's head for each call
         handle: Any = ray.remote(kind).options(**options).remote(*arguments, **named)
         member = Member(name, handle, begin)
         self.members.append(member)
