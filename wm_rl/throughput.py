@@ -132,7 +132,7 @@ def _figures(rows: Sequence[Mapping[str, float]], updates: int, *, asynchronous:
 
 
 _ALSO = ("lag", "collected_success", "inference/batch_rows", "inference/wait_p99_ms", "inference/latency_p99_ms",
-         "inference/pass_p50_ms", "collector_rows", "restarts")
+         "inference/pass_p99_ms", "collector_rows", "restarts")
 
 
 def _ticks() -> dict[str, float]:

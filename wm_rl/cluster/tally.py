@@ -71,7 +71,7 @@ class Tally:
                             "imagined_return": _mean([arrival.reward for arrival, _ in imagined])}
         steps = sum(arrival.steps for arrival, _ in simulated)
         served = {name: max(report.get(name, 0.0) for report in self._servers.values())
-                  for name in ("queue", "wait_p99_ms", "latency_p99_ms")} if self._servers else {}
+                  for name in ("queue", "wait_p99_ms", "latency_p99_ms", "pass_p99_ms")} if self._servers else {}
         batches = [report["batch_rows"] for report in self._servers.values() if "batch_rows" in report]
         return {**mean_metrics(rows), **self._noted, "control_steps": steps,
                 "imagined_steps": sum(arrival.steps for arrival, _ in imagined),

@@ -23,9 +23,11 @@ from wm_rl.throughput import Measurement, measure, prepare
 from wm_rl.workers import one_core_each
 
 _SAMPLES = 120
-_PANELS = {"private_bytes": "private memory, MB", "shared_bytes": "object store in use, MB", "open_files": "open files"}
-_GROWTH = 1.05
-"""Most in the last quarter over most in the second above which something grows."""
+_PANELS = {"private_bytes": "private memory, MB", "object_store_bytes": "object store in use, MB",
+           "open_files": "open files"}
+_GROWTH = {"private_bytes": (1.05, 5e6), "object_store_bytes": (1.05, 5e6), "open_files": (1.0, 0)}
+"""Something grows where most in the last quarter is more than this multiple of, and this much above, most in the second
+quarter; of each process."""
 
 
 def benchmark_async_endurance(
@@ -46,13 +48,12 @@ def benchmark_async_endurance(
                        seconds=60 * minutes)
     with one_core_each(1) as pool:
         results = pool.submit(_watched, what, prepared, run / "running").result()
-    totals = {name: _quarters([sum(each[name] for each in sample["held"].values()) for sample in results["samples"]])
-              for name in _PANELS if name != "shared_bytes"}
-    totals["shared_bytes"] = _quarters([sample["object_store_bytes"] for sample in results["samples"]])
+    samples = results["samples"]
+    totals = {name: _quarters([_total(sample, name) for sample in samples]) for name in _PANELS}
     results["most_in_each_quarter"] = totals
-    grew = [name for name, quarters in totals.items() if quarters[3] > _GROWTH * max(quarters[1], 1)]
+    results["grew"] = grew = _grew(samples)
     (run / "results.json").write_text(json.dumps(results, indent=1))
-    _draw(results["samples"], run / "async_endurance.png")
+    _draw(samples, run / "async_endurance.png")
     figures = results["figures"]
     journal.say(f"{figures['seconds'] / 60:.0f} minutes, {figures['control_steps_per_s']:.0f} control steps/s, "
                 f"{figures['updates_per_s']:.2f} updates/s, restarts {figures['restarts']:.0f}")
@@ -95,7 +96,26 @@ def _watch(samples: list[dict[str, Any]], done: threading.Event, every: float) -
         samples.append({"minute": (time.monotonic() - begun) / 60, "held": held, "object_store_bytes": stored})
 
 
+def _total(sample: Mapping[str, Any], name: str) -> int:
+    """Of all processes; the object store is one thing."""
+    return sample[name] if name in sample else sum(own[name] for own in sample["held"].values())
+
+
+def _grew(samples: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Who held more in the last quarter of the time than in the second."""
+    series: dict[tuple[str, str], list[int]] = {}
+    for name in _PANELS:
+        for i, sample in enumerate(samples):
+            values = {"": sample[name]} if name in sample else {who: own[name] for who, own in sample["held"].items()}
+            for who, value in values.items():
+                series.setdefault((who, name), [0] * len(samples))[i] = value
+    quarters = {key: _quarters(values) for key, values in series.items()}
+    return [f"{_PANELS[name].split(',')[0]} {who}".strip() for (who, name), most in quarters.items()
+            if most[1] and most[3] > max(_GROWTH[name][0] * most[1], _GROWTH[name][1] + most[1])]
+
+
 def _quarters(values: Sequence[int]) -> list[int]:
+    """Most of it in each quarter of the time."""
     ends = [len(values) * quarter // 4 for quarter in range(5)]
     return [max(values[begin:end], default=0) for begin, end in pairwise(ends)]
 
@@ -105,8 +125,8 @@ def _draw(samples: Sequence[Mapping[str, Any]], path: Path) -> None:
     minutes = [sample["minute"] for sample in samples]
     for axis, (name, title) in zip(axes, _PANELS.items(), strict=True):
         scale = 1e6 if name.endswith("bytes") else 1
-        if name == "shared_bytes":
-            axis.plot(minutes, [sample["object_store_bytes"] / scale for sample in samples])
+        if name == "object_store_bytes":
+            axis.plot(minutes, [sample[name] / scale for sample in samples])
         else:
             for who in dict.fromkeys(who for sample in samples for who in sample["held"]):
                 points = [(sample["minute"], sample["held"][who][name] / scale)
