@@ -177,7 +177,7 @@ class _Cluster:
                          slack=model.episodes_ahead, collected=0, version=0, allowed_rows=model.rows)
         self.version = 0
         self.news: list[float] = []
-        self.told = self.env.event()
+        self.told, self.raised = self.env.event(), self.env.event()
         self.sending: set[int] = set()
         self.limit = model.rows
         self.steps, self.updates, self.lags = 0, 0, list[float]()
@@ -213,7 +213,7 @@ class _Cluster:
         share = self.draw.uniform()
         while True:
             while row >= self.limit:
-                yield self.told
+                yield self.raised
             spread = model.episode_steps * model.episode_spread
             left = max(1, round(share * self.draw.uniform(model.episode_steps - spread, model.episode_steps + spread)))
             share, versions = 1.0, list[int]()
@@ -279,9 +279,12 @@ class _Cluster:
             lags = [self.version - version for version in news]
             self.lags += lags
             self.pace.arrived(lags, self.version)
-            self.limit = self.pace.limit
+            before, self.limit = self.limit, self.pace.limit
             self.told.succeed()
             self.told = self.env.event()
+            if self.limit > before:
+                self.raised.succeed()
+                self.raised = self.env.event()
 
     # -- what came of it --------------------------------------------------------------------------------------------
 

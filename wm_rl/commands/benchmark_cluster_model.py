@@ -215,8 +215,9 @@ def draw(scaled: Sequence[Mapping[str, Any]], published: Mapping[str, Any], path
     for row in scaled:
         if row["bottleneck"] != named:
             named = row["bottleneck"]
-            samples.annotate(f"from here: {named}", (row["devices"], row["samples_per_s"]), (8, -14),
-                             textcoords="offset points")
+            samples.axvline(row["devices"], color="0.7", linewidth=0.8, zorder=0)
+            samples.text(1.08 * row["devices"], 0.03, named, rotation=90, color="0.4",
+                         transform=samples.get_xaxis_transform())
     samples.set(xlabel="devices", ylabel="samples/s", title="throughput, and what holds it back", xticks=devices)
     samples.set_xticklabels(map(str, devices), fontsize=8)
     samples.legend()
