@@ -68,7 +68,7 @@ class WorldModelConfig:
     clip: float = 1.0
     """Largest gradient norm."""
     ema: float = 0.99
-    """Decay of the averaged weights that predict and judge, reached gradually; 0 uses the latest weights."""
+    """Decay of the averaged weights that predict, reached gradually; 0 uses the latest weights."""
     precision: str = "bf16-mixed"
     compile: bool = False
     """Imagine with ``torch.compile``: faster, after a minute or two of compiling; needs a C++ compiler on a CPU."""
@@ -78,8 +78,6 @@ class WorldModelConfig:
     """Gradient steps of the first fit."""
     round_steps: int = 100
     """Gradient steps of each later fit."""
-    success_context: int = 4
-    """Newest frames that the success model judges by."""
     success_ratio: float = 1.0
     """Gradient steps of the success model per step of the video model."""
     success_windows: int = 192
@@ -105,9 +103,8 @@ class WorldModelConfig:
                      "success_horizon"):
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name}: expected at least 1, got {getattr(self, name)}")
-        if not 1 < self.success_context <= self.context:
-            raise UserError(f"world_model.success_context: expected 2 to world_model.context={self.context} frames, "
-                            f"got {self.success_context}")
+        if self.context < 2:
+            raise UserError(f"world_model.context: success is judged by two frames, so at least 2, got {self.context}")
         for name in ("warmup", "round_learning_rate", "success_round_learning_rate",
                      "steps", "round_steps", "success_ratio", "context_noise",
                      "offset_noise", "rollout_steps", "success_windows", "success_shift"):

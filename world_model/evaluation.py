@@ -20,18 +20,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from data.store import ReplayStore
 from data.types import Success, UserError
 from world_model.pipeline import WorldModelPipeline
-from world_model.rollout import (
-    Imagined,
-    Windows,
-    accumulate,
-    after_context,
-    decided_at,
-    open_loop,
-    outcome,
-    read_windows,
-)
+from world_model.rollout import Imagined, Windows, accumulate, decided_at, open_loop, outcome, read_windows
 from world_model.success import SuccessModel
-from world_model.success_training import recorded_views
+from world_model.success_training import recorded_pairs
 
 HORIZONS = (1, 4, 8, 16)
 """Control steps after the last recorded frame."""
@@ -122,9 +113,9 @@ def evaluate_success(
             continue
         shown, before = outcome(store, episode)
         known = np.flatnonzero(shown | before).tolist()
-        views = recorded_views(store, episode, known, model.config["frames"])
+        pairs = recorded_pairs(store, episode, known)
         with torch.inference_mode():
-            probabilities.append(model(*(part.to(device) for part in views)).cpu())
+            probabilities.append(model(*(part.to(device) for part in pairs)).cpu())
         labels.append(torch.from_numpy(shown[known]))
     return Judged(probability=torch.cat(probabilities), label=torch.cat(labels)).measures("real") if labels else {}
 
@@ -207,11 +198,13 @@ def claims(
 def judge_imagined(model: SuccessModel, windows: Windows, imagined: Imagined) -> Float[Tensor, "b s"]:
     """Probability of success in every imagined frame."""
     device = next(model.parameters()).device
-    whole = after_context(windows, imagined)
-    tokens = whole.tokens.to(device)
-    views = [whole.seen(step, model.config["frames"]) for step in range(imagined.frames.shape[1])]
-    return torch.stack([model(whole.frames[:, seen].to(device), whole.proprio[:, seen].to(device), tokens).cpu()
-                        for seen in views], 1)
+    last = torch.stack([each.frames[-1] for each in windows.contexts])[:, None]
+    proprio = torch.stack([each.proprio[-1] for each in windows.contexts])[:, None]
+    frames, proprio = torch.cat([last, imagined.frames], 1), torch.cat([proprio, imagined.proprio], 1)
+    tokens = windows.tokens().to(device)
+    columns = [model(frames[:, i : i + 2].to(device), proprio[:, i : i + 2].to(device), tokens).cpu()
+               for i in range(imagined.frames.shape[1])]
+    return torch.stack(columns, 1)
 
 
 def psnr(a: UInt8[Tensor, "b c h w"], b: UInt8[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

@@ -252,8 +252,8 @@ class ImaginationEnv:
         """Probability of success in the newest frames ``[rows]``."""
         device = self.pipeline.device
         tokens = torch.tensor([tokenize(self._instruction[row]) for row in part.padded], device=device)
-        rows, seen = part.padded, slice(-self.success.config["frames"], None)
-        probability = self.success(self._frames[rows, seen].to(device), self._proprio[rows, seen].to(device), tokens)
+        rows = part.padded
+        probability = self.success(self._frames[rows, -2:].to(device), self._proprio[rows, -2:].to(device), tokens)
         return probability[: len(part.rows)].double().cpu().numpy()
 
     def _observation(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from data.outcome_labels import OutcomeLabel, write_labels
 from data.store import ReplayStore
 from data.types import Source, Success, UserError
 from world_model.success import SuccessModel
-from world_model.success_training import recorded_views
+from world_model.success_training import recorded_pairs
 
 FRAMES = 256
 """Judged in one forward pass."""
@@ -89,8 +89,7 @@ def success_probability(store: ReplayStore, model: SuccessModel, episode: int) -
     device = next(model.parameters()).device
     parts = []
     for steps in torch.arange(1, int(store.episodes.length[episode]) + 1).split(FRAMES):
-        views = recorded_views(store, episode, steps.tolist(), model.config["frames"])
-        parts.append(model(*(part.to(device) for part in views)))
+        parts.append(model(*(part.to(device) for part in recorded_pairs(store, episode, steps.tolist()))))
     return torch.cat(parts).double().cpu().numpy()
 
 

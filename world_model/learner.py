@@ -63,8 +63,7 @@ class WorldModelLearner:
             self._autoencoder = AutoencoderModule(config, self._vae, seed) if self._vae is not None else None
             self._video = VideoModule(config, new_video_model(config, spec, statistics), seed, vae=self._vae)
             self._success = SuccessModule(config, SuccessModel(
-                frames=config.success_context, cameras=len(spec.cameras), proprio_dim=spec.proprio_dim,
-                proprio_mean=statistics.proprio_mean.tolist(),
+                cameras=len(spec.cameras), proprio_dim=spec.proprio_dim, proprio_mean=statistics.proprio_mean.tolist(),
                 proprio_std=statistics.proprio_std.tolist()), seed)
 
     def fit(self, store: ReplayStore, steps: int, *, log: Log | None = None) -> dict[str, float]:
@@ -121,8 +120,7 @@ class WorldModelLearner:
             return
         config = self.config
         imagined = imagine_recorded(store, self.pipeline(), config, seed=self.seed, fit=self.version)
-        success = SuccessSampler(store, sources=config.sources, frames=config.success_context, seed=self.seed,
-                                 imagined=imagined)
+        success = SuccessSampler(store, sources=config.sources, seed=self.seed, imagined=imagined)
         if success.usable:
             self._success.model.prior.fill_(success.prior)
             self._run(self._success, success, steps, config.success_batch, history or _History(None))
@@ -145,7 +143,7 @@ class WorldModelLearner:
             raise UserError("a regression answers in one step already; distil a model of objective edm or flow")
         teacher.check_fits(store)
         state = teacher.state_dict()
-        kept = ("video", "average", "success", "success_average", "vae", "vae_scale", "vae_steps")
+        kept = ("video", "average", "success", "vae", "vae_scale", "vae_steps")
         self.load_state_dict(self.state_dict() | {name: state[name] for name in kept if name in state})
         self._video.teacher = teacher.pipeline()
         history = _History(log)
@@ -181,7 +179,6 @@ class WorldModelLearner:
             "video": self._video.denoiser.state_dict(),
             "average": self._video.average.state_dict(),
             "success": self._success.model.state_dict(),
-            "success_average": self._success.average.state_dict(),
             "rollout": self._video.rollout.state_dict(),
             "video_optimizer": self._video.optimizer.state_dict(),
             "success_optimizer": self._success.optimizer.state_dict(),
@@ -200,7 +197,6 @@ class WorldModelLearner:
             self._video.denoiser.load_state_dict(state["video"])
             self._video.average.load_state_dict(state["average"])
             self._success.model.load_state_dict(state["success"])
-            self._success.average.load_state_dict(state.get("success_average", state["success"]))
             if self._vae is not None and self._autoencoder is not None and "vae" in state:
                 self._vae.load_state_dict(state["vae"])
                 self._vae.register_to_config(scaling_factor=state.get("vae_scale", 1.0))
@@ -224,7 +220,7 @@ class WorldModelLearner:
         with quiet():
             pipeline = self._new_pipeline(torch.float32)
             pipeline.save_pretrained(folder / "video")
-            self._success.average.save_pretrained(folder / "success")
+            self._success.model.save_pretrained(folder / "success")
         facts = {
             "version": self.version,
             "seed": self.seed,
@@ -242,7 +238,7 @@ class WorldModelLearner:
             facts = json.loads((folder / "world_model.json").read_text())
         except (OSError, ValueError):
             raise UserError(f"no world model at {folder}: expected a folder with world_model.json") from None
-        values = {"success_context": 2, **facts["config"]}  # before it was a choice, there were two
+        values = facts["config"]
         widths = {name: tuple(values[name]) for name in ("widths", "vae_widths")}
         config = WorldModelConfig(**{**values, **widths})
         spec, statistics = Spec.from_dict(facts["spec"]), Statistics.from_dict(facts["statistics"])
@@ -258,7 +254,6 @@ class WorldModelLearner:
             learner._vae.requires_grad_(False)
             learner._autoencoder.steps = config.vae_steps
         learner._success.model.load_state_dict(success.state_dict())
-        learner._success.average.load_state_dict(success.state_dict())
         learner.version = facts["version"]
         return learner
 
@@ -275,7 +270,7 @@ class WorldModelLearner:
     def success_model(self) -> SuccessModel:
         """Copy the success model to this learner's device."""
         with quiet():
-            model = copy.deepcopy(self._success.average).eval().requires_grad_(False)
+            model = copy.deepcopy(self._success.model).eval().requires_grad_(False)
             return model.to(self.device, memory_format=torch.channels_last)
 
     def imagination(self, store: ReplayStore, config: ImaginationConfig, *, num_envs: int) -> ImaginationEnv:

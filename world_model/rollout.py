@@ -157,17 +157,12 @@ def open_loop(
 class ImaginedFrames:
     """Open-loop rollouts of recorded actions: what the simulator or robot recorded labels what was imagined."""
 
-    frames: UInt8[Tensor, "b ts c h w"]
-    """The ``t`` of the context, then ``s`` imagined ones."""
-    proprio: Float[Tensor, "b ts p"]
+    frames: UInt8[Tensor, "b s1 c h w"]
+    """From the last context frame on."""
+    proprio: Float[Tensor, "b s1 p"]
     tokens: Int[Tensor, "b l"]
     known: Bool[Tensor, "b s"]
     done: Bool[Tensor, "b s"]
-
-    def seen(self, step: int, frames: int) -> slice:
-        """Where the ``frames`` up to and with that of imagined ``step`` are."""
-        end = self.frames.shape[1] - self.done.shape[1] + step + 1
-        return slice(end - frames, end)
 
     def pools(self) -> tuple[Int[Tensor, "n 2"], Int[Tensor, "m 2"]]:
         """Window and step of frames that show success, and of those that do not."""
@@ -179,17 +174,14 @@ def imagine_windows(
 ) -> ImaginedFrames:
     """Roll the recorded actions of ``windows`` out in the model."""
     generator = torch.Generator().manual_seed(seed)
-    return after_context(windows, open_loop(
+    imagined = open_loop(
         pipeline, windows.contexts, windows.action, windows.instruction, generator=generator,
-        inference_steps=inference_steps))
-
-
-def after_context(windows: Windows, imagined: Imagined) -> ImaginedFrames:
-    """Put what was imagined after what it was imagined from."""
-    frames = torch.stack([context.frames for context in windows.contexts])
-    proprio = torch.stack([context.proprio for context in windows.contexts])
+        inference_steps=inference_steps)
+    last = torch.stack([context.frames[-1] for context in windows.contexts])
+    proprio = torch.stack([context.proprio[-1] for context in windows.contexts])
     return ImaginedFrames(
-        frames=torch.cat([frames, imagined.frames], 1), proprio=torch.cat([proprio, imagined.proprio], 1),
+        frames=torch.cat([last[:, None], imagined.frames], 1),
+        proprio=torch.cat([proprio[:, None], imagined.proprio], 1),
         tokens=windows.tokens(), known=windows.known, done=windows.done)
 
 

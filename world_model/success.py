@@ -1,4 +1,4 @@
-"""The success model: the newest frames, proprio and the instruction in, the probability that the task is done out.
+"""The success model: the two newest frames, proprio and the instruction in, the probability that the task is done out.
 
 It is trained on frames half of which show success, so that it learns the rare class; ``prior``, the share of such
 frames among all, then shifts the logit back (King and Zeng 2001, prior correction), which keeps it calibrated.
@@ -23,14 +23,13 @@ CHANGE = 4.0
 class SuccessModel(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' idiom
     """A small CNN (about 170 k parameters besides the words), modulated by the mean of the words' embeddings.
 
-    One frame seldom tells a drawer that is closed from one that is closing; its changes and the hand's place do.
+    One frame seldom tells a drawer that is closed from one that is closing; its change and the hand's place do.
     """
 
     @register_to_config
     def __init__(
         self,
         *,
-        frames: int = 2,
         cameras: int = 1,
         proprio_dim: int = 4,
         proprio_mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
@@ -41,7 +40,7 @@ class SuccessModel(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' 
     ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, word_width, padding_idx=0)
-        channels = [frames * 3 * cameras * 4, *widths]
+        channels = [2 * 3 * cameras * 4, *widths]
         self.stages = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(before, after, 3, stride=1 if i == 0 else 2, padding=1), nn.GroupNorm(8, after), nn.SiLU()
@@ -49,7 +48,7 @@ class SuccessModel(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' 
             for i, (before, after) in enumerate(itertools.pairwise(channels))
         )
         self.modulate = nn.Linear(word_width, 2 * sum(widths))
-        facts = widths[-1] * 17 + frames * proprio_dim + word_width
+        facts = widths[-1] * 17 + 2 * proprio_dim + word_width
         self.head = nn.Sequential(nn.Linear(facts, 64), nn.SiLU(), nn.Linear(64, 1))
         self.register_buffer("prior", torch.tensor(0.5))
         self.register_buffer("shift", torch.tensor(list(proprio_mean), dtype=torch.float32))
@@ -57,15 +56,14 @@ class SuccessModel(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' 
         self.register_buffer("scale", torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def balanced_logit(
-        self, frames: UInt8[Tensor, "b t c h w"], proprio: Float[Tensor, "b t p"], tokens: Int[Tensor, "b l"]
+        self, frames: UInt8[Tensor, "b 2 c h w"], proprio: Float[Tensor, "b 2 p"], tokens: Int[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
-        """Log odds of success in the newest of ``frames`` consecutive frames, where half of all frames show it."""
+        """Log odds of success in the newest of two consecutive frames, where half of all frames show it."""
         embedded = self.words(tokens)
         mean = embedded.sum(1) / (tokens > 0).sum(1, keepdim=True).clamp(min=1)
         modulation = self.modulate(mean)
-        pixels = frames.float() / 127.5 - 1
-        changes = CHANGE * (pixels[:, -1:] - pixels[:, :-1])
-        features = F.pixel_unshuffle(torch.cat([pixels[:, -1:], changes], 1).flatten(1, 2), 2)
+        before, now = (frames.float() / 127.5 - 1).unbind(1)
+        features = F.pixel_unshuffle(torch.cat([now, CHANGE * (now - before)], 1), 2)
         features = features.contiguous(memory_format=torch.channels_last)
         widths = list(self.config["widths"])
         for stage, scale_shift in zip(self.stages, modulation.split([2 * width for width in widths], 1), strict=True):
@@ -74,11 +72,11 @@ class SuccessModel(ModelMixin, ConfigMixin):  # type: ignore[misc] # diffusers' 
         places = F.adaptive_avg_pool2d(features, 4).flatten(1)  # where things are matters
         strongest = F.adaptive_max_pool2d(features, 1).flatten(1)
         standard = ((proprio - self.shift) / self.scale).clamp(-10, 10)
-        moved = CHANGE * (standard[:, -1:] - standard[:, :-1]).flatten(1)
-        return self.head(torch.cat([places, strongest, standard[:, -1], moved, mean], 1)).squeeze(1).float()
+        moved = CHANGE * (standard[:, 1] - standard[:, 0])
+        return self.head(torch.cat([places, strongest, standard[:, 1], moved, mean], 1)).squeeze(1).float()
 
     def forward(
-        self, frames: UInt8[Tensor, "b t c h w"], proprio: Float[Tensor, "b t p"], tokens: Int[Tensor, "b l"]
+        self, frames: UInt8[Tensor, "b 2 c h w"], proprio: Float[Tensor, "b 2 p"], tokens: Int[Tensor, "b l"]
     ) -> Float[Tensor, " b"]:
         """Probability that the newest frame shows the task done."""
         return torch.sigmoid(self.balanced_logit(frames, proprio, tokens) + torch.logit(self.prior, eps=1e-6))

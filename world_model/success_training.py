@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from data.store import ReplayStore
@@ -21,7 +20,7 @@ from world_model.frames import stack_cameras
 from world_model.pipeline import WorldModelPipeline
 from world_model.rollout import ImaginedFrames, decided_at, imagine_windows, outcome, read_windows
 from world_model.success import SuccessModel, balanced_loss
-from world_model.training import SUCCESS_STREAM, Batch, Log, follow, keyed_generator
+from world_model.training import SUCCESS_STREAM, Batch, Log, keyed_generator
 
 
 class SuccessModule(lightning.LightningModule):
@@ -31,7 +30,6 @@ class SuccessModule(lightning.LightningModule):
         super().__init__()
         self.config, self.seed, self.first_steps = config, seed, round(config.steps * config.success_ratio)
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-arg] # diffusers wraps ``to``
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=config.success_learning_rate, weight_decay=config.success_weight_decay,
             fused=True)
@@ -61,22 +59,20 @@ class SuccessModule(lightning.LightningModule):
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
-        """Count the step and move the averaged weights."""
+        """Count the step."""
         self.steps += 1
-        follow(self.average, self.model, decay=min(self.config.ema, (1 + self.steps) / (10 + self.steps)))
 
 
 class SuccessSampler:
-    """Consecutive ``frames`` of episodes with known success; the newest frame of every other row shows success.
+    """Pairs of consecutive frames of episodes with known success; every other pair's newest frame shows success.
 
     ``imagined`` takes ``imagined_share`` of either half.
     """
 
     def __init__(
-        self, store: ReplayStore, *, sources: Mapping[str, float], frames: int, seed: int,
-        imagined: ImaginedFrames | None = None, imagined_share: float = 0.5,
+        self, store: ReplayStore, *, sources: Mapping[str, float], seed: int, imagined: ImaginedFrames | None = None,
+        imagined_share: float = 0.5,
     ) -> None:
-        self.frames = frames
         self.store, self.seed, self.imagined, self.share = store, seed, imagined, imagined_share
         episodes = store.episodes
         drawn = [name for name, weight in sources.items() if weight > 0]
@@ -100,7 +96,7 @@ class SuccessSampler:
         return len(self.done) / (len(self.done) + len(self.not_done))
 
     def sample(self, step: int, batch: int) -> Batch:
-        """``frames uint8 [b, t, c, h, w]``, ``proprio [b, t, p]``, ``tokens [b, l]``, ``label [b]``."""
+        """``frames uint8 [b, 2, c, h, w]``, ``proprio [b, 2, p]``, ``tokens [b, l]``, ``label [b]``."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, SUCCESS_STREAM]))
         rows = [self._draw(rng, shows_success=i % 2 == 0) for i in range(batch)]
         frames, proprio, tokens = zip(*rows, strict=True)
@@ -111,11 +107,11 @@ class SuccessSampler:
         pool = self.pools[0 if shows_success else 1]
         if self.imagined is not None and len(pool) and rng.random() < self.share:
             window, at = pool[int(rng.integers(len(pool)))].tolist()
-            seen = self.imagined.seen(at, self.frames)
-            return self.imagined.frames[window, seen], self.imagined.proprio[window, seen], self.imagined.tokens[window]
+            pair = slice(at, at + 2)
+            return self.imagined.frames[window, pair], self.imagined.proprio[window, pair], self.imagined.tokens[window]
         recorded = self.done if shows_success else self.not_done
         episode, step = recorded[int(rng.integers(len(recorded)))]
-        frames, proprio, tokens = recorded_views(self.store, episode, [step], self.frames)
+        frames, proprio, tokens = recorded_pairs(self.store, episode, [step])
         return frames[0], proprio[0], tokens[0]
 
 
@@ -149,19 +145,14 @@ def imagine_recorded(
         inference_steps=config.inference_steps)
 
 
-def recorded_views(
-    store: ReplayStore, episode: int, steps: Sequence[int], frames: int
-) -> tuple[UInt8[Tensor, "n t c h w"], Float[Tensor, "n t p"], Int[Tensor, "n l"]]:
-    """Frames and proprio of ``steps`` and of those before them, ``t = frames`` in all, and the words.
-
-    Before the beginning the first repeats.
-    """
+def recorded_pairs(store: ReplayStore, episode: int, steps: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames ``[n, 2, c, h, w]`` and proprio ``[n, 2, p]`` of ``steps`` and of those before them, words ``[n, l]``."""
     now = np.asarray(steps)
-    rows = np.maximum(now[:, None] + np.arange(1 - frames, 1), 0)
-    seen = {c: torch.from_numpy(store.column(episode, f"rgb_{c}")[rows].copy()) for c in store.spec.cameras}
+    rows = np.stack([np.maximum(now - 1, 0), now], axis=1)
+    frames = {c: torch.from_numpy(store.column(episode, f"rgb_{c}")[rows].copy()) for c in store.spec.cameras}
     proprio = torch.from_numpy(store.column(episode, "proprio")[rows].copy())
     tokens = torch.tensor(tokenize(str(store.episodes.instruction[episode])))
-    return stack_cameras(seen, store.spec.cameras), proprio, tokens.expand(len(now), -1)
+    return stack_cameras(frames, store.spec.cameras), proprio, tokens.expand(len(now), -1)
 
 
 def shift_frames(

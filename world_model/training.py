@@ -14,7 +14,7 @@ import lightning
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from data.sampler import StepSampler
@@ -102,7 +102,10 @@ class VideoModule(lightning.LightningModule):
         """Count the step and move the averaged weights."""
         self.steps += 1
         decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
-        follow(self.average, self.denoiser, decay=decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.denoiser.parameters()), 1 - decay)
+            for average, latest in zip(self.average.buffers(), self.denoiser.buffers(), strict=True):
+                average.copy_(latest)
 
     def _predict(self, batch: Batch) -> tuple[Prediction, Tensor, Tensor, Tensor, Tensor]:
         """Prediction, its targets ``[b, k, c, h, w]`` and ``[b, k, p]``, noise level ``[b]``, which rows are at start.
@@ -238,14 +241,6 @@ class _Batches(IterableDataset):
 
     def __len__(self) -> int:
         return len(self.steps)
-
-
-@torch.no_grad()
-def follow(average: nn.Module, latest: nn.Module, *, decay: float) -> None:
-    """Move averaged weights towards the latest ones; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(latest.parameters()), 1 - decay)
-    for kept, new in zip(average.buffers(), latest.buffers(), strict=True):
-        kept.copy_(new)
 
 
 def keyed_generator(*key: int) -> torch.Generator:

@@ -25,7 +25,6 @@ class TouchesTheEdge(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = {"frames": 2}
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, frames, proprio, tokens):

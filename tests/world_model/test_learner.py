@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import json
 import shutil
 
 import numpy as np
@@ -80,30 +79,6 @@ def test_saved_weights_imagine_the_same(store, tmp_path):
         assert np.array_equal(a, b)
 
 
-def test_the_success_model_that_judges_is_the_averaged_one(store):
-    fitted = learner(store, dataclasses.replace(TINY, ema=0.9))
-    fitted.fit(store, 4)
-    state, judge = fitted.state_dict(), fitted.success_model().state_dict()
-    assert same({name: value.contiguous() for name, value in judge.items()}, state["success_average"])
-    assert not same(state["success"], state["success_average"])
-    latest = learner(store, dataclasses.replace(TINY, ema=0.0))
-    latest.fit(store, 2)
-    assert same(latest.state_dict()["success"], latest.state_dict()["success_average"])
-
-
-def test_a_model_of_two_frames_from_before_they_were_a_choice_is_read(store, tmp_path):
-    old = learner(store, dataclasses.replace(TINY, success_context=2))
-    old.save_pretrained(tmp_path)
-    facts = json.loads((tmp_path / "world_model.json").read_text())
-    del facts["config"]["success_context"]
-    (tmp_path / "world_model.json").write_text(json.dumps(facts))
-    judge = tmp_path / "success" / "config.json"
-    config = json.loads(judge.read_text())
-    del config["frames"]
-    judge.write_text(json.dumps(config))
-    assert WorldModelLearner.from_pretrained(tmp_path).success_model().config["frames"] == 2
-
-
 def test_film_strip_starts_with_the_recorded_frame(store):
     real, imagined = learner(store).film_strip(store, 0, 2, 100)
     assert len(real) == len(imagined) == store.episodes.length[0] - 2 + 1
@@ -114,8 +89,6 @@ def test_film_strip_starts_with_the_recorded_frame(store):
 def test_bad_input_is_one_line(store, tmp_path):
     with pytest.raises(UserError, match=r"objective: expected one of edm, flow, regression, got 'gan'"):
         WorldModelConfig(objective="gan")
-    with pytest.raises(UserError, match=r"success_context: expected 2 to world_model.context=4 frames, got 5"):
-        WorldModelConfig(success_context=5)
     with pytest.raises(UserError, match="no world model at"):
         WorldModelLearner.from_pretrained(tmp_path)
     spec = dataclasses.replace(store.spec, image_size=40)

@@ -26,22 +26,7 @@ def test_balanced_loss_by_hand():
     assert loss.item() == pytest.approx(0.5 * 0.693147 + 0.5 * 2.126928, abs=1e-5)
 
 
-@pytest.mark.parametrize("frames", [2, 4])
-def test_any_number_of_frames_cameras_and_sizes(frames):
-    model = SuccessModel(frames=frames, cameras=2)
-    pictures = torch.zeros(2, frames, 6, 96, 96, dtype=torch.uint8)
-    assert model(pictures, torch.zeros(2, frames, 4), torch.zeros(2, 24, dtype=torch.long)).shape == (2,)
-
-
-def test_every_frame_counts():
-    model, generator = SuccessModel(frames=4).eval(), torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    proprio, tokens = torch.rand(1, 4, 4, generator=generator), torch.ones(1, 24, dtype=torch.long)
-    with torch.no_grad():
-        usual = model.balanced_logit(frames, proprio, tokens)
-        for i in range(4):
-            darker, moved = frames.clone(), proprio.clone()
-            darker[:, i] //= 2
-            moved[:, i] += 0.1
-            assert not torch.equal(model.balanced_logit(darker, proprio, tokens), usual)
-            assert not torch.equal(model.balanced_logit(frames, moved, tokens), usual)
+def test_any_number_of_cameras_and_sizes():
+    model = SuccessModel(cameras=2)
+    frames = torch.zeros(2, 2, 6, 96, 96, dtype=torch.uint8)
+    assert model(frames, torch.zeros(2, 2, 4), torch.zeros(2, 24, dtype=torch.long)).shape == (2,)

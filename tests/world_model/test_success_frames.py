@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from world_model.evaluation import claims, evaluate_imagined_success
 from world_model.frames import stack_cameras
 from world_model.pipeline import WorldModelOutput
-from world_model.rollout import Imagined, ImaginedFrames, Windows, after_context, read_windows
-from world_model.success_training import recorded_views, shift_frames
+from world_model.rollout import Windows
+from world_model.success_training import shift_frames
 
 
 def test_frames_of_a_row_move_together_and_repeat_the_border():
@@ -44,7 +44,6 @@ class TouchesTheEdge(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = {"frames": 2}
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, frames, proprio, tokens):
@@ -67,29 +66,6 @@ def test_false_and_missed_successes_are_counted(store):
     assert slow["success_false"] == 0
     assert fast["success_false"] > 0.1
     assert fast["success_onset_off"] > 0.5
-
-
-def test_imagined_frames_are_seen_with_those_before_them():
-    numbered = torch.arange(7, dtype=torch.uint8)[None, :, None, None, None]  # a context of 4, then 3 steps
-    frames = ImaginedFrames(frames=numbered, proprio=numbered[..., 0, 0].float(), tokens=torch.zeros(1, 1).long(),
-                            known=torch.ones(1, 3).bool(), done=torch.zeros(1, 3).bool())
-    seen = {step: frames.frames[0, frames.seen(step, 4)].flatten().tolist() for step in range(3)}
-    assert seen == {0: [1, 2, 3, 4], 1: [2, 3, 4, 5], 2: [3, 4, 5, 6]}
-    assert frames.frames[0, frames.seen(0, 2)].flatten().tolist() == [3, 4]
-
-
-def test_recorded_and_imagined_views_are_the_same(store):
-    """A model that imagines what was recorded shows its judge what the recording shows."""
-    windows = read_windows(store, [(0, 0), (0, 2)], context=4, horizon=3)
-    perfect = after_context(windows, Imagined(frames=windows.frames, proprio=windows.proprio, error=torch.ones(2, 3)))
-    for row, start in enumerate((0, 2)):
-        for frames in (2, 4):
-            recorded, proprio, tokens = recorded_views(store, 0, [start + 1, start + 2, start + 3], frames)
-            for step in range(3):
-                seen = perfect.seen(step, frames)
-                assert torch.equal(perfect.frames[row, seen], recorded[step])
-                assert torch.equal(perfect.proprio[row, seen], proprio[step])
-                assert torch.equal(perfect.tokens[row], tokens[step])
 
 
 def test_stacked_cameras_keep_their_order():
