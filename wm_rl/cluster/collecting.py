@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from ray.exceptions import RayActorError
 
 from data.rollout import rollout
 from data.types import Env, Trajectory
+from wm_rl.cluster.crew import Actor
 from wm_rl.cluster.inference import RemotePolicy
 from wm_rl.seeding import training_episode
 
@@ -50,7 +50,7 @@ class Outbox:
                 ray.get(self._writer.ready.options(max_task_retries=-1).remote())  # wait for its successor
 
 
-class Collector:
+class Collector(Actor):
     """Plays episodes for ever, at most ``limit`` at a time. ``status`` and ``limit`` answer while it does."""
 
     def __init__(
@@ -62,10 +62,6 @@ class Collector:
         self._outbox, self._simulating = Outbox(writer), True
         self._begun = self._ended = self._steps = 0
         self._alive_at = time.monotonic()
-
-    def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     def play(self, stream: int) -> None:
         """Make the environment, in this thread, and play the training episodes of ``stream`` until killed."""

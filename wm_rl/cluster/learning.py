@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from data.budget import StoreConfig
 from data.prefetch import prefetch
 from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
+from wm_rl.cluster.crew import Actor
 from wm_rl.learner import Learner
 
 
@@ -30,7 +30,7 @@ class Updates(NamedTuple):
     """Taken by all, reading their batches included."""
 
 
-class PolicyLearner:
+class PolicyLearner(Actor):
     """Updates the policy when asked, from what the store shows by then."""
 
     def __init__(
@@ -41,10 +41,6 @@ class PolicyLearner:
         self._learner = make_learner(self._fabric)
         self._store = ReplayStore.open(store, storage)
         self._sampler = DecisionSampler(self._store, replay, chunk=self._learner.policy.chunk, seed=seed)
-
-    def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's learner."""

@@ -27,7 +27,7 @@ from wm_rl.policy import TinyVLA
 from wm_rl.seeding import TRAINING_SEEDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
-KILLS, ITERATIONS, UPDATES = 54, 80, 8
+KILLS, ITERATIONS, UPDATES = 54, 60, 8
 TRIALS = 400
 
 
@@ -90,7 +90,7 @@ def test_fifty_random_kills_lose_nothing_and_it_learns_as_much(tmp_path, monkeyp
             victims = [member for member in kinds[kind] if member.up]
             if victims and kill(draw.choice(victims).pid):
                 killed[kind] += 1
-                due[0] = now + draw.expovariate(1 / 2.0)
+                due[0] = now + draw.expovariate(1 / 1.5)
 
     monkeypatch.setattr(driver._Driver, "_ask_how_they_fare", then_kill)
     (tmp_path / "chaos").mkdir()
