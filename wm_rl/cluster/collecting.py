@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from ray.exceptions import RayActorError
 
 from data.rollout import rollout
 from data.types import Env, Trajectory
+from wm_rl.cluster.crew import Actor
 from wm_rl.cluster.inference import RemotePolicy
 from wm_rl.seeding import training_episode
 
@@ -51,7 +51,7 @@ class Outbox:
                 ray.get(self._writer.ready.options(max_task_retries=-1).remote())  # wait for its successor
 
 
-class Collector:
+class Collector(Actor):
     """Plays episodes for ever, each row in a thread at its own pace: none waits for another row's simulator or episode.
 
     ``status`` and ``limit`` answer meanwhile.
@@ -66,10 +66,6 @@ class Collector:
         """
         self._make_env, self._seed, self._limit = make_env, seed, limit
         self._rows = [_Row(server, writer, chunk=chunk) for _ in range(rows)]
-
-    def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     def play(self, stream: int) -> None:
         """Play the training episodes of ``stream`` until killed; raises what a row raises."""

@@ -6,6 +6,7 @@ how to begin again. Nothing here waits for one actor while another has something
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -25,6 +26,35 @@ _RETRY = 0.5
 """Seconds between two knocks on the door of an actor that is being restarted."""
 
 
+_BORN = time.time_ns()
+
+
+class Replaced(Exception):  # noqa: N818 # nothing failed
+    """The actor that was meant is gone, and this is its successor."""
+
+
+class Actor:
+    """What a ``Crew`` needs of an actor.
+
+    Ray starts one anew under the same handle, and what is asked of it from then on reaches the new one, which knows
+    nothing. So every question says which one is meant.
+    """
+
+    def ready(self) -> tuple[int, int]:
+        """The process, and when it began: no two actors have the same."""
+        return os.getpid(), _BORN
+
+    def node(self) -> str:
+        """Name of its machine."""
+        return socket.gethostname()
+
+    def do(self, who: tuple[int, int], method: str, *arguments: Any) -> Any:
+        """Call a method, if ``who`` is the one that answers. Raises ``Replaced`` otherwise."""
+        if who != (os.getpid(), _BORN):
+            raise Replaced
+        return getattr(self, method)(*arguments)
+
+
 @dataclass(eq=False)
 class Member:
     """One actor."""
@@ -34,8 +64,8 @@ class Member:
     begin: Callable[[Member], None]
     """Called once it is there, and again whenever it was replaced."""
     up: bool = False
-    pid: int = 0
-    """Of its process, on whatever machine that is."""
+    who: tuple[int, int] = (0, 0)
+    """What it said when it was there: its process, on whatever machine that is, and when that began."""
     node: str = ""
     """Name of that machine."""
     seen: float = 0.0
@@ -44,6 +74,11 @@ class Member:
     """When it was found dead, on the monotonic clock."""
     knock_at: float = 0.0
     """When to ask again whether it is there, on the same clock."""
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self.who[0]
 
     @property
     def restarts(self) -> int:
@@ -85,7 +120,8 @@ class Crew:
         patience: float | None = None, returns: int = 1,
     ) -> Any:
         """Call a method; ``then(answer)`` follows. Returns a reference to the second of two results."""
-        results = getattr(member.handle, method).options(num_returns=returns).remote(*arguments)
+        results = (member.handle.ready.remote() if method == "ready" else
+                   member.handle.do.options(num_returns=returns).remote(member.who, method, *arguments))
         first, rest = (results, None) if returns == 1 else (results[0], results[1])
         due = time.monotonic() + (self.patience if patience is None else patience)
         self._pending[first] = _Call(member, method, then, due)
@@ -147,6 +183,9 @@ class Crew:
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from error
+            if isinstance(error.cause, Replaced):
+                self._gone(member, "died")
+                return
             self.replace(member, f"{call.method} failed: {type(error.cause).__name__}: {error.cause}")
         else:
             member.seen = time.monotonic()
@@ -163,17 +202,12 @@ class Crew:
         self._say(f"{member.name}: {why}; replaced ({member.restarts})")
 
     def _knock(self, member: Member) -> None:
-        def there(pid: int) -> None:
-            member.up, member.pid = True, pid
-            self.ask(member, "__ray_call__", _node, then=partial(setattr, member, "node"))
+        def there(who: tuple[int, int]) -> None:
+            member.up, member.who = True, who
+            self.ask(member, "node", then=partial(setattr, member, "node"))
             member.begin(member)
 
         self.ask(member, "ready", then=there, patience=_STARTING)
 
     def _calls(self, member: Member) -> bool:
         return any(call.member is member for call in self._pending.values())
-
-
-def _node(actor: Any) -> str:
-    """Runs in an actor."""
-    return socket.gethostname()

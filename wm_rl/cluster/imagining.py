@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,20 @@ from data.rollout import rollout
 from data.store import ReplayStore
 from data.types import Source
 from wm_rl.cluster.collecting import Outbox
+from wm_rl.cluster.crew import Actor
 from wm_rl.cluster.inference import RemotePolicy
 from wm_rl.seeding import training_episode
 from world_model.config import ImaginationConfig
 from world_model.learner import WorldModelLearner
 
 
-class ModelLearner:
+class ModelLearner(Actor):
     """Audits the world model against the newest simulated episodes, and fits it further."""
 
     def __init__(
         self, make_model: Callable[[], WorldModelLearner], config: ImaginationConfig, store: Path, storage: StoreConfig
     ) -> None:
         self._model, self._config, self._store = make_model(), config, ReplayStore.open(store, storage)
-
-    def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from this state."""
@@ -49,7 +45,7 @@ class ModelLearner:
         return metrics, self._model.state_dict()
 
 
-class Imaginer:
+class Imaginer(Actor):
     """Plays episodes in the world model when asked."""
 
     def __init__(
@@ -60,10 +56,6 @@ class Imaginer:
         self._model, self._config, self._seed = make_model(), config, seed
         self._store = ReplayStore.open(store, storage)
         self._policy, self._outbox = RemotePolicy(server, chunk=chunk), Outbox(writer)
-
-    def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     def load(self, state: dict[str, Any]) -> None:
         """Imagine with this world model from now on."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import inspect
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ import numpy as np
 import ray
 
 from data.types import Action, Observation
+from wm_rl.cluster.crew import Actor
 from wm_rl.policy import TokenPolicy
 
 _KEPT = 10_000
@@ -30,7 +31,7 @@ class _Request(NamedTuple):
     arrived: float
 
 
-class InferenceServer:
+class InferenceServer(Actor):
     """Answers with what the policy would answer alone; weights change between two forward passes, never in one.
 
     Those who ask before the first weights were loaded wait for them, as they do when a dead server was replaced.
@@ -51,6 +52,11 @@ class InferenceServer:
         self._rows, self._waits, self._latencies, self._passes = (deque[float](maxlen=_KEPT) for _ in range(4))
         self._answered = 0
 
+    async def do(self, who: tuple[int, int], method: str, *arguments: Any) -> Any:
+        """As any actor."""
+        answer = super().do(who, method, *arguments)
+        return await answer if inspect.isawaitable(answer) else answer
+
     async def act(self, observation: Observation, seeds: Sequence[int] | None) -> tuple[Action, int]:
         """Tokens, actions and log-probs of every row, and the version of the policy that chose them."""
         if self._serving is None:
@@ -59,10 +65,6 @@ class InferenceServer:
         self._waiting.append(_Request(observation, seeds, answer, time.monotonic()))
         self._arrival.set()
         return await answer
-
-    async def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     async def load(self, weights: dict[str, Any], version: int) -> None:
         """Act with these from the next forward pass on."""

@@ -24,6 +24,7 @@ from data.budget import StoreConfig
 from data.prefetch import prefetch
 from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
+from wm_rl.cluster.crew import Actor
 from wm_rl.learner import Learner
 from wm_rl.plans import plans
 
@@ -104,7 +105,7 @@ class Rank:
             raise
 
 
-class PolicyLearner:
+class PolicyLearner(Actor):
     """Updates the policy when asked, from what the store shows by then, on one rank or several.
 
     It is the first rank itself and owns the actors of the others, which end with it: whichever dies, the next thing
@@ -119,10 +120,6 @@ class PolicyLearner:
         make = partial(Rank, make_fabric, make_learner, store, storage, replay, seed=seed)
         self._own, self._patience, self._met = make(), patience, False
         self._others: list[Any] = [_hire(make) for _ in range(ranks - 1)]
-
-    def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's learner."""

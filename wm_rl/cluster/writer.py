@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from data.budget import StoreConfig
 from data.store import ReplayStore
 from data.types import NOT_OURS, Source, Success, Trajectory
+from wm_rl.cluster.crew import Actor
 
 _FLOATS = ("proprio", "action", "log_prob", "reward", "uncertainty", "timestamp")
 _KEPT = 100
@@ -32,16 +32,12 @@ class Arrival(NamedTuple):
     uncertainty: float
 
 
-class Writer:
+class Writer(Actor):
     """Appends to the store; an episode with values that are not finite goes to ``quarantine`` instead."""
 
     def __init__(self, store: Path, storage: StoreConfig, quarantine: Path) -> None:
         self._store, self._quarantine = ReplayStore.open(store, storage), quarantine
         self._news: list[Arrival] = []
-
-    def ready(self) -> int:
-        """The process."""
-        return os.getpid()
 
     def append(self, trajectory: Trajectory) -> None:
         """Commit an episode; it is recoverable once this returns. Raises what ``ReplayStore.append`` raises."""

@@ -1,11 +1,14 @@
 """How often an actor may die. What needs a cluster is in ``test_driver.py``."""
 
+import asyncio
 import time
 
 import pytest
 
 from data.types import UserError
-from wm_rl.cluster.crew import Crew, Member
+from tests import examples
+from wm_rl.cluster.crew import Actor, Crew, Member, Replaced
+from wm_rl.cluster.inference import InferenceServer
 
 
 def crew(said, **settings):
@@ -27,3 +30,28 @@ def test_it_stops_when_one_actor_dies_too_often_within_an_hour(monkeypatch):
     clock[0] = 60.0 * 160
     with pytest.raises(UserError, match="the writer was replaced 2 times within an hour, and failed again"):
         team._gone(one, "died")
+
+
+def test_a_question_is_for_one_actor_and_not_for_its_successor():
+    class Counter(Actor):
+        def add(self, one, other):
+            return one + other
+
+    actor = Counter()
+    process, born = who = actor.ready()
+    assert actor.do(who, "add", 1, 2) == 3
+    for other in ((process + 1, born), (process, born - 1)):
+        with pytest.raises(Replaced):
+            actor.do(other, "add", 1, 2)
+
+
+def test_so_it_is_for_an_actor_that_answers_many_at_a_time():
+    async def main():
+        server = InferenceServer(examples.policy, batch_size=1, max_age=0.0)
+        who = server.ready()
+        await server.do(who, "load", examples.policy().state_dict(), 3)
+        assert (await server.do(who, "report"))["version"] == 3
+        with pytest.raises(Replaced):
+            await server.do((0, 0), "load", {}, 4)
+
+    asyncio.run(main())
