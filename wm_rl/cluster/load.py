@@ -87,7 +87,8 @@ def under_load(
     """
     policy = make_policy()
     with cluster(runtime, cpus=1) as here:
-        server = ray.remote(_Server).options(**here, max_concurrency=1000).remote(make_policy, batch_size=1, max_age=0)
+        serving: Any = ray.remote(_Server).options(**here, max_concurrency=1000)
+        server = serving.remote(make_policy, batch_size=1, max_age=0.0)
         ray.get(server.load.remote(policy.state_dict(), 0))
         askers = ray.remote(_Askers).options(**here).remote(server, policy.spec, load)
         return [_measure(server, askers, load, *setting) for setting in settings]
