@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -66,13 +67,17 @@ class Collector(Actor):
         """
         self._make_env, self._seed, self._limit = make_env, seed, limit
         self._rows = [_Row(server, writer, chunk=chunk) for _ in range(rows)]
+        self._over = threading.Event()
 
     def play(self, stream: int) -> None:
-        """Play the training episodes of ``stream`` until killed; raises what a row raises."""
+        """Play the training episodes of ``stream`` until killed; raises what a row raises, which ends the others."""
         numbers = itertools.count()
         pool = ThreadPoolExecutor(len(self._rows), "row")
-        for row in as_completed([pool.submit(self._play_row, i, stream, numbers) for i in range(len(self._rows))]):
-            row.result()
+        try:
+            for row in as_completed([pool.submit(self._play_row, i, stream, numbers) for i in range(len(self._rows))]):
+                row.result()
+        finally:
+            self._over.set()
 
     def limit(self, rows: int) -> None:
         """From now on only so many rows begin episodes."""
@@ -89,11 +94,11 @@ class Collector(Actor):
 
         def seeds() -> Iterator[int | None]:
             while True:
-                row.playing = i < self._limit
+                row.playing = i < self._limit and not self._over.is_set()
                 yield training_episode(self._seed, "stream", stream, next(numbers)) if row.playing else None
 
         with contextlib.closing(self._make_env(i)) as env:
-            while True:
+            while not self._over.is_set():
                 for trajectory in rollout(env, row.policy, [seeds()], sample=True, on_step=row.on_step):
                     with row.elsewhere():
                         row.outbox.send(trajectory)
