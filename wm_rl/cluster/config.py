@@ -50,6 +50,11 @@ class RayRuntime:
     max_restarts: int
     """Deaths of one actor within an hour after which the run stops."""
 
+    @property
+    def gpus(self) -> int:
+        """That Ray must give to each rank of the learner: it hides them from whoever asks for none."""
+        return int(getattr(self.fabric, "keywords", {}).get("accelerator") in ("cuda", "gpu"))
+
     def __call__(self) -> Fabric:
         """For the stages, and the commands, that run in one process."""
         return self.fabric(strategy="auto")

@@ -148,8 +148,8 @@ class _Driver:
                            for i in range(runtime.collectors)]
         learner = partial(_new_learner, loop.learner_config, loop.folder / "warm_start", loop.objective, loop.trust)
         self.learner = hire("the learner", PolicyLearner, runtime.fabric, learner, store.path, storage, self.replay,
-                            seed=loop.seed, ranks=runtime.learners, patience=self.crew.patience,
-                            begin=self._resume_learner, options=here)
+                            seed=loop.seed, ranks=runtime.learners, patience=self.crew.patience, gpus=runtime.gpus,
+                            begin=self._resume_learner, options={**here, "num_gpus": runtime.gpus})
         self.imaginers: list[Member] = []
         if not loop.imagines:
             return

@@ -115,11 +115,12 @@ class PolicyLearner(Actor):
     def __init__(
         self, make_fabric: Callable[..., Fabric], make_learner: Callable[[Fabric], Learner], store: Path,
         storage: StoreConfig, replay: ReplayConfig, *, seed: int, ranks: int = 1, patience: float = math.inf,
+        gpus: int = 0,
     ) -> None:
-        """``patience``: seconds that a rank waits for another."""
+        """``patience``: seconds that a rank waits for another; ``gpus``: that each of the other ranks needs."""
         make = partial(Rank, make_fabric, make_learner, store, storage, replay, seed=seed)
         self._own, self._patience, self._met = make(), patience, False
-        self._others: list[Any] = [_hire(make) for _ in range(ranks - 1)]
+        self._others: list[Any] = [_hire(make, gpus) for _ in range(ranks - 1)]
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's learner."""
@@ -164,7 +165,8 @@ def _heed(others: list[Any], timeout: float | None = None) -> None:
             raise RuntimeError("another rank died") from error
 
 
-def _hire(make: partial[Rank]) -> Any:
+def _hire(make: partial[Rank], gpus: int) -> Any:
     """An actor beside this one."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Rank).options(num_cpus=0, scheduling_strategy=here).remote(*make.args, **make.keywords)
+    beside = ray.remote(Rank).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=here)
+    return beside.remote(*make.args, **make.keywords)

@@ -1,5 +1,6 @@
 """Several processes are one learner: the same steps as one, and all begin again when one dies."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -37,6 +38,12 @@ def test_a_sharded_learner_of_one_is_one_line():
         toy.runtime(strategy="fsdp")
     with pytest.raises(UserError, match=r"runtime\.learners must be at least 1"):
         toy.runtime(learners=0)
+
+
+@pytest.mark.parametrize(("accelerator", "gpus"), [("cpu", 0), ("cuda", 1), ("gpu", 1)])
+def test_ray_gives_a_rank_the_gpu_that_its_fabric_asks_for(accelerator, gpus):
+    fabric = partial(make_fabric, accelerator=accelerator, precision="32-true")
+    assert dataclasses.replace(toy.runtime(), fabric=fabric).gpus == gpus
 
 
 def parts(folder, strategy):
