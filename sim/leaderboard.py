@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,14 @@ def iqm(scores: Float[np.ndarray, "seeds tasks"], *, seed: int = 0) -> Interval:
     from rliable import library, metrics  # late: importing it takes seconds
 
     logging.getLogger("absl").setLevel(logging.WARNING)  # rliable tells of every estimate
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # rliable still seeds its bootstrap in the old way
+    # Whatever generator rliable is given, it draws from NumPy's global one.
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
         estimates, intervals = library.get_interval_estimates(
-            {"own": scores}, lambda values: np.array([metrics.aggregate_iqm(values)]), reps=REPETITIONS,
-            random_state=np.random.RandomState(seed))
+            {"own": scores}, lambda values: np.array([metrics.aggregate_iqm(values)]), reps=REPETITIONS)
+    finally:
+        np.random.set_state(before)
     low, high = intervals["own"][:, 0].tolist()
     return Interval(estimate=float(estimates["own"][0]), low=low, high=high)
 

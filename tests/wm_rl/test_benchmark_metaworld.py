@@ -80,6 +80,17 @@ def test_interquartile_mean_by_hand():
     assert iqm(scores) == found
 
 
+def test_interquartile_mean_does_not_depend_on_who_drew_before_it():
+    scores = np.random.default_rng(0).random((5, 3))
+    np.random.seed(1)  # rliable draws from this one
+    found = iqm(scores)
+    after = np.random.random()
+    np.random.seed(1)
+    assert np.random.random() == after
+    assert iqm(scores) == found
+    assert iqm(scores, seed=1) != found
+
+
 def test_profile_counts_runs_above():
     assert profile(np.array([[0.1, 0.5], [0.9, 0.5]]), np.array([0.0, 0.5, 0.95])).tolist() == [1.0, 0.25, 0.0]
 
