@@ -121,6 +121,8 @@ class PolicyLearner(Actor):
         make = partial(Rank, make_fabric, make_learner, store, storage, replay, seed=seed)
         self._own, self._patience, self._met = make(), patience, False
         self._others: list[Any] = [_hire(make, gpus) for _ in range(ranks - 1)]
+        if not self._others:
+            self._meet()  # what is wrong with it is said where it is made
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's learner."""
@@ -134,16 +136,20 @@ class PolicyLearner(Actor):
         """Take ``count`` steps. What they gave, and the weights to publish."""
         return self._all("update", count)
 
+    def _meet(self) -> None:
+        """Have every rank join."""
+        with tempfile.TemporaryDirectory(prefix="wm_rl-") as folder:
+            meeting, ranks = Path(folder) / "meeting", 1 + len(self._others)
+            others = [other.follow.remote("join", (rank, ranks, meeting, self._patience))
+                      for rank, other in enumerate(self._others, 1)]
+            self._own.join(0, ranks, meeting, self._patience)
+            _heed(others)
+        self._met = True
+
     def _all(self, method: str, *arguments: Any) -> Any:
         """Have every rank do it. What the first one answers."""
         if not self._met:
-            with tempfile.TemporaryDirectory(prefix="wm_rl-") as folder:
-                meeting, ranks = Path(folder) / "meeting", 1 + len(self._others)
-                others = [other.follow.remote("join", (rank, ranks, meeting, self._patience))
-                          for rank, other in enumerate(self._others, 1)]
-                self._own.join(0, ranks, meeting, self._patience)
-                _heed(others)
-            self._met = True
+            self._meet()
         others = [other.follow.remote(method, arguments) for other in self._others]
         try:
             answer = getattr(self._own, method)(*arguments)
