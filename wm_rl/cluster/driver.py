@@ -89,10 +89,10 @@ class _Driver:
         self._hire(dict(here))
 
     def run(self) -> None:
-        """Until the policy has had all its updates."""
-        loop, crew, updates = self.loop, self.crew, self.updates
+        """Until the last iteration's checkpoint is written."""
+        loop, crew = self.loop, self.crew
         with loop.journal.progress("improve", self.config.iterations - loop.progress["iteration"]) as self.bar:
-            while self.version < updates or crew.busy(self.learner, "state"):
+            while loop.progress["iteration"] < self.config.iterations:
                 crew.attend(_TICK)
                 if interrupts.seen():
                     self._stop()
