@@ -1,4 +1,4 @@
-"""After ``restore`` any actions give, bit for bit, what they gave after ``snapshot``: in another row, process, or later."""
+"""After ``restore`` any actions give, bit for bit, what they gave after ``snapshot``: in other rows and processes."""
 
 from __future__ import annotations
 
