@@ -14,7 +14,7 @@ import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,7 +75,7 @@ class MetaWorldConfig:
     """Simulator steps (1/80 s) per control step."""
     max_episode_steps: int = 50
     """Control steps until an episode is truncated."""
-    perturbation: Perturbation = Perturbation()
+    perturbation: Perturbation = field(default_factory=Perturbation)
     """Or its factors by name, as a mapping; null is none."""
     randomise: str | Ranges | None = None
     """Ranges from which each episode's seed draws its perturbation (``sim.perturbation``), or their name."""

@@ -106,7 +106,8 @@ def fixed(perturbation: Perturbation | Mapping[str, Any] | None, factors: Collec
     return Perturbation(**given)
 
 
-def ranges(randomise: str | Ranges | None, factors: Collection[str], *, simulator: str) -> dict[str, tuple[float, float]]:
+def ranges(randomise: str | Ranges | None, factors: Collection[str], *,
+           simulator: str) -> dict[str, tuple[float, float]]:
     """Check ``randomise`` and return the ranges that apply.
 
     Raises:

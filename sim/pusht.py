@@ -13,7 +13,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -45,7 +45,7 @@ class PushTConfig:
     image_size: int = 64
     max_episode_steps: int = 300
     """Control steps (0.1 s) until an episode is truncated."""
-    perturbation: Perturbation = Perturbation()
+    perturbation: Perturbation = field(default_factory=Perturbation)
     """Or its factors by name, as a mapping; null is none."""
     randomise: str | Ranges | None = None
     """Ranges from which each episode's seed draws its perturbation (``sim.perturbation``), or their name."""

@@ -102,7 +102,7 @@ MISTAKES = [
     (["ingest", "source=nowhere", "store=made"], "nowhere"),
     (["collect", "episodes=2"], "store=<folder>, lerobot=<folder> or rosbag=<folder>"),
     (["collect", "env.tasks=[door-clse-v3]", "store=made"], "did you mean 'door-close-v3'?"),
-    (["collect", "env=pusht", "env.config.perturbation={zoom:2}", "store=made"], "zoom does not exist in PushT; it has"),
+    (["collect", "env=pusht", "env.config.perturbation={zoom:2}", "store=made"], "zoom does not exist in PushT"),
     (["collect", "env.config.randomise={fog:[0,1]}", "store=made"], "perturbation fog is not known"),
     (["evaluate", "candidate=nowhere", "perturbations=standrd"], "did you mean 'standard'?"),
     (["train", "loop.collect_tasks=fails"], "collect_tasks must be one of even, failures"),
