@@ -46,6 +46,15 @@ def wait_for(what, *, process=None, seconds=300):
     return time.monotonic() - begun
 
 
+def wait_until_gone(tag, *, seconds):
+    """Until no process has that tag; returns how long that took."""
+    begun = time.monotonic()
+    while left := tagged(tag):
+        assert time.monotonic() - begun < seconds, f"still there after {seconds} s: {left}"
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
 def rows(folder, kind="train"):
     return [row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if row["kind"] == kind]
 
