@@ -41,7 +41,7 @@ class Dreams:
         self._state = ray.put(loop.model().state_dict())
         model = partial(WorldModelLearner, loop.world_model_config, spec=store.spec, statistics=store.statistics,
                         seed=loop.seed)
-        self._modeller = hire("the world model's learner", ModelLearner, model, loop.imagination_config, store.path,
+        self.modeller = hire("the world model's learner", ModelLearner, model, loop.imagination_config, store.path,
                               loop.storage, begin=self._send_model, options=here)
         self.imaginers = [hire(f"imaginer {i}", Imaginer, model, loop.imagination_config, store.path, loop.storage,
                                server(i), writer, seed=loop.seed, chunk=loop.trained_policy().chunk,
@@ -67,7 +67,7 @@ class Dreams:
                 self._underway[imaginer.name], self.branches_due = self.branches_due, 0
                 ask(imaginer, "imagine", self._stream(), self._underway[imaginer.name],
                     then=partial(self._imagined, imaginer))
-        if self._model_due and not any(busy(self._modeller, method) for method in ("load", "audit", "refit")):
+        if self._model_due and not any(busy(self.modeller, method) for method in ("load", "audit", "refit")):
             self._work_on_model(self._model_due[0])
 
     def _send_model(self, member: Member) -> None:
@@ -100,9 +100,9 @@ class Dreams:
     def _work_on_model(self, work: str) -> None:
         """It stays put down until it is done: a successor does what a learner that died did not finish."""
         if work == "audit":
-            self._crew.ask(self._modeller, "audit", self._loop.config.episodes_per_iteration, then=self._audited)
+            self._crew.ask(self.modeller, "audit", self._loop.config.episodes_per_iteration, then=self._audited)
             return
-        state = self._crew.ask(self._modeller, "refit", self._loop.world_model_config.round_steps, returns=2,
+        state = self._crew.ask(self.modeller, "refit", self._loop.world_model_config.round_steps, returns=2,
                                then=lambda metrics: self._refitted(metrics, state))
 
     def _drift(self) -> Drift:

@@ -11,9 +11,10 @@ from wm_rl.cluster.config import RayRuntime
 
 SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_kill_child_processes_on_worker_exit": "1",
             "RAY_worker_register_timeout_seconds": "600", "RAY_agent_register_timeout_ms": "600000",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
 """Ray's own: nothing is reported to anyone; no child outlives its actor; a busy machine may take long to start a
-process; Ray's agents look for a dead cluster for 5 s (by default for 60) before they end."""
+process; Ray's agents look for a dead cluster for 20 s (by default for 60) before they end. Much less and a cluster that
+is slow to start is taken for dead."""
 
 
 @contextmanager

@@ -84,8 +84,8 @@ def test_fifty_random_kills_lose_nothing_and_it_learns_as_much(tmp_path, monkeyp
         if due[0] == 0 and self.version > 0:
             due[0] = now
         if sum(killed.values()) < KILLS and 0 < due[0] <= now:
-            kinds = {"collector": self.collectors, "server": self.servers, "imaginer": self.imaginers,
-                     "writer": [self.writer], "learner": [self.learner], "world model": [self.modeller]}
+            kinds = {"collector": self.collectors, "server": self.servers, "imaginer": self.dreams.imaginers,
+                     "writer": [self.writer], "learner": [self.learner], "world model": [self.dreams.modeller]}
             kind = draw.choice(sorted(kinds))
             victims = [member for member in kinds[kind] if member.up]
             if victims and kill(draw.choice(victims).pid):
