@@ -1,0 +1,193 @@
+"""A task for Isaac Lab 3.x: push a cube onto a pad with a Panda's hand, seen by one camera.
+
+All its parts are boxes or the stand-in arm of ``sim.isaac.assets``, so it runs without NVIDIA's assets. The hand points
+down at a fixed height; an action moves it over the table. Import it in Isaac Lab's Python, which registers the task.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import isaaclab.sim as sim_utils
+import torch
+from isaaclab.actuators import ImplicitActuatorCfg
+from isaaclab.assets import ArticulationCfg, AssetBaseCfg, RigidObjectCfg
+from isaaclab.controllers import DifferentialIKController, DifferentialIKControllerCfg
+from isaaclab.envs import DirectRLEnv, DirectRLEnvCfg
+from isaaclab.scene import InteractiveSceneCfg
+from isaaclab.sensors import CameraCfg
+from isaaclab.sim import SimulationCfg
+from isaaclab.utils import configclass, replace
+from isaaclab.utils.math import sample_uniform
+from isaaclab_assets import FRANKA_MINIMAL_CFG
+from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
+from isaaclab_newton.renderers import NewtonWarpRendererCfg
+from isaaclab_newton.sim.schemas import MujocoRigidBodyCfg
+
+TASK = "WmRl-Push-Cube-Franka-StandIn"
+
+PAD = (0.62, 0.0)
+"""Centre of the pad, metres in front of the robot's base and to its left."""
+PAD_HALF = 0.05
+"""A cube whose centre is within this of the pad's, in x and in y, is on it."""
+CUBE = 0.06
+HAND_HEIGHT = 0.135
+"""Of the hand's frame above the table: the fingertips are 2 cm above it."""
+DOWN = (1.0, 0.0, 0.0, 0.0)
+"""The hand points down, its fingers side by side in y (x, y, z, w)."""
+START = (0.0, 0.2185, 0.0, -2.8958, 0.0, 3.1143, 0.7855)
+"""Joint angles (rad) that put the hand at (0.33, 0, HAND_HEIGHT)."""
+FINGERS = 0.02
+"""How far each finger is opened: together they are wider than the cube, and it does not fit between them."""
+STRIDE = 0.03
+"""Metres that an action of 1 moves the hand's target in one control step."""
+LEAD = 0.05
+"""The target stays this near to the hand, in metres: a blocked hand does not wind up."""
+LOW, HIGH = (0.3, -0.2), (0.72, 0.2)
+"""Where the hand may be sent."""
+
+
+@configclass
+class PushSceneCfg(InteractiveSceneCfg):
+    """A table top at height 0, the arm at its edge, a cube, a pad painted on the table, and a camera across it."""
+
+    table = AssetBaseCfg(
+        prim_path="{ENV_REGEX_NS}/Table", init_state=AssetBaseCfg.InitialStateCfg(pos=(0.45, 0.0, -0.025)),
+        spawn=sim_utils.CuboidCfg(size=(1.0, 1.0, 0.05), collision_props=sim_utils.UsdPhysicsCollisionCfg(),
+                                  visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.55, 0.42, 0.3))))
+    pad = AssetBaseCfg(
+        prim_path="{ENV_REGEX_NS}/Pad", init_state=AssetBaseCfg.InitialStateCfg(pos=(*PAD, 0.001)),
+        spawn=sim_utils.CuboidCfg(size=(2 * PAD_HALF + CUBE, 2 * PAD_HALF + CUBE, 0.002),
+                                  visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.1, 0.7, 0.25))))
+    cube = RigidObjectCfg(
+        prim_path="{ENV_REGEX_NS}/Cube", init_state=RigidObjectCfg.InitialStateCfg(pos=(0.45, 0.0, CUBE / 2)),
+        spawn=sim_utils.CuboidCfg(size=(CUBE, CUBE, CUBE), rigid_props=sim_utils.UsdPhysicsRigidBodyCfg(),
+                                  collision_props=sim_utils.UsdPhysicsCollisionCfg(),
+                                  mass_props=sim_utils.MassCfg(mass=0.1),
+                                  visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.8, 0.1, 0.1))))
+    robot: ArticulationCfg = replace(
+        FRANKA_MINIMAL_CFG, prim_path="{ENV_REGEX_NS}/Robot",
+        spawn=replace(FRANKA_MINIMAL_CFG.spawn, variants={"Physics": "mujoco", "Colliders": "gripper_only"},
+                      rigid_props=[MujocoRigidBodyCfg(gravcomp=1.0)]),
+        init_state=ArticulationCfg.InitialStateCfg(joint_pos={
+            **{f"panda_joint{number}": angle for number, angle in enumerate(START, start=1)},
+            "panda_finger_joint.*": FINGERS}),
+        actuators={
+            "arm": ImplicitActuatorCfg(joint_names_expr=["panda_joint[1-4]"], stiffness=800.0, damping=80.0),
+            "wrist": ImplicitActuatorCfg(joint_names_expr=["panda_joint[5-7]"], stiffness=100.0, damping=10.0),
+            "finger": ImplicitActuatorCfg(joint_names_expr=["panda_finger_joint1"], stiffness=2000.0, damping=100.0),
+            "follower": ImplicitActuatorCfg(joint_names_expr=["panda_finger_joint2"], stiffness=0.0, damping=0.0)})
+    camera = CameraCfg(
+        prim_path="{ENV_REGEX_NS}/Camera", width=64, height=64, data_types=["rgb"],
+        offset=CameraCfg.OffsetCfg(pos=(1.15, 0.0, 0.7), rot=(-0.3827, 0.0, 0.9239, 0.0), convention="world"),
+        spawn=sim_utils.PinholeCameraCfg(focal_length=24.0, horizontal_aperture=20.0, clipping_range=(0.05, 5.0)),
+        renderer_cfg=NewtonWarpRendererCfg())
+    light = AssetBaseCfg(prim_path="/World/Light", spawn=sim_utils.DomeLightCfg(intensity=2000.0))
+
+
+@configclass
+class PushEnvCfg(DirectRLEnvCfg):
+    """10 control steps per second, each of six steps of physics."""
+
+    decimation = 6
+    episode_length_s = 4.0
+    action_space = 2
+    observation_space = 3
+    state_space = 0
+    sim: SimulationCfg = SimulationCfg(dt=1 / 60, render_interval=6, physics=NewtonCfg(
+        solver_cfg=MJWarpSolverCfg(njmax=80, nconmax=20, cone="pyramidal", integrator="implicitfast", iterations=100,
+                                   ls_iterations=50), num_substeps=1))
+    scene: PushSceneCfg = PushSceneCfg(num_envs=16, env_spacing=2.0)
+    cube_low: tuple[float, float] = (0.42, -0.08)
+    cube_high: tuple[float, float] = (0.48, 0.08)
+    """Where the cube's centre begins, drawn uniformly."""
+
+
+class PushEnv(DirectRLEnv):
+    """Observes the hand's position in the robot's frame (``policy``: x, y, z in metres). Its reward is 1 on the pad."""
+
+    cfg: PushEnvCfg
+
+    def __init__(self, cfg: PushEnvCfg, render_mode: str | None = None, **rest: Any) -> None:
+        super().__init__(cfg, render_mode, **rest)
+        robot = self.scene["robot"]
+        self._hand = robot.find_bodies("panda_hand")[0][0]
+        self._arm = robot.find_joints("panda_joint[1-7]")[0]
+        self._controller = DifferentialIKController(
+            DifferentialIKControllerCfg(command_type="pose", use_relative_mode=False, ik_method="dls",
+                                        ik_params={"lambda_val": 0.02}), self.num_envs, self.device)
+        self._low, self._high = (torch.tensor(bound, device=self.device) for bound in (LOW, HIGH))
+        self._target = self.hand()[:, :2].clone()
+        rest_of_pose = torch.tensor([HAND_HEIGHT, *DOWN], device=self.device)
+        self._rest = rest_of_pose.repeat(self.num_envs, 1)
+
+    def hand(self) -> torch.Tensor:
+        """Position of the hand's frame, ``[n, 3]``, metres from the robot's base."""
+        return self.scene["robot"].data.body_link_pose_w.torch[:, self._hand, :3] - self.scene.env_origins
+
+    def cube(self) -> torch.Tensor:
+        """Position of the cube's centre, ``[n, 3]``, metres from the robot's base."""
+        return self.scene["cube"].data.root_link_pose_w.torch[:, :3] - self.scene.env_origins
+
+    def _pre_physics_step(self, actions: torch.Tensor) -> None:
+        hand = self.hand()[:, :2]
+        wanted = torch.clamp(self._target + STRIDE * actions, hand - LEAD, hand + LEAD)
+        self._target = torch.clamp(wanted, self._low, self._high)
+        robot = self.scene["robot"].data
+        pose = torch.cat([self.hand(), robot.body_link_pose_w.torch[:, self._hand, 3:]], dim=1)
+        self._controller.set_command(torch.cat([self._target, self._rest], dim=1))
+        jacobian = robot.body_link_jacobian_w.torch[:, self._hand - 1][:, :, self._arm]  # a fixed base has no row
+        self._joints = self._controller.compute(pose[:, :3], pose[:, 3:], jacobian, robot.joint_pos.torch[:, self._arm])
+
+    def _apply_action(self) -> None:
+        self.scene["robot"].set_joint_position_target_index(target=self._joints, joint_ids=self._arm)
+
+    def _get_observations(self) -> dict[str, torch.Tensor]:
+        return {"policy": self.hand()}
+
+    def _get_rewards(self) -> torch.Tensor:
+        return on_pad(self).float()
+
+    def _get_dones(self) -> tuple[torch.Tensor, torch.Tensor]:
+        late = self.episode_length_buf >= self.max_episode_length
+        return torch.zeros_like(late), late
+
+    def _reset_idx(self, env_ids: torch.Tensor) -> None:
+        super()._reset_idx(env_ids)
+        robot, cube = self.scene["robot"], self.scene["cube"]
+        joints = robot.data.default_joint_pos.torch[env_ids].clone()
+        robot.write_joint_position_to_sim_index(position=joints, env_ids=env_ids)
+        robot.write_joint_velocity_to_sim_index(velocity=torch.zeros_like(joints), env_ids=env_ids)
+        robot.set_joint_position_target_index(target=joints, env_ids=env_ids)
+        pose = cube.data.default_root_pose.torch[env_ids].clone()
+        low, high = (torch.tensor(bound, device=self.device) for bound in (self.cfg.cube_low, self.cfg.cube_high))
+        pose[:, :2] = sample_uniform(low, high, (len(env_ids), 2), self.device)
+        pose[:, :3] += self.scene.env_origins[env_ids]
+        cube.write_root_pose_to_sim_index(root_pose=pose, env_ids=env_ids)
+        cube.write_root_velocity_to_sim_index(root_velocity=torch.zeros(len(env_ids), 6, device=self.device),
+                                              env_ids=env_ids)
+        if hasattr(self, "_target"):  # the first reset comes before __init__ is done
+            self._target[env_ids] = torch.tensor([0.33, 0.0], device=self.device)
+
+
+def on_pad(env: PushEnv) -> torch.Tensor:
+    """Success: the cube's centre is over the pad, ``[n]`` bool."""
+    offset = env.cube()[:, :2] - torch.tensor(PAD, device=env.device)
+    return (offset.abs() < PAD_HALF).all(dim=1)
+
+
+def expert(env: PushEnv) -> torch.Tensor:
+    """What to do now, ``[n, 2]`` within [-1, 1]: get behind the cube as seen from the pad, then push it there."""
+    hand, cube = env.hand()[:, :2], env.cube()[:, :2]
+    away = torch.nn.functional.normalize(cube - torch.tensor(PAD, device=env.device), dim=1)
+    behind = cube + away * (CUBE / 2 + 0.05)
+    beside = (hand[:, 1] - behind[:, 1]).abs() > 0.012
+    ahead = hand[:, 0] > cube[:, 0] - CUBE / 2 - 0.015
+    line_up = torch.stack([torch.minimum(hand[:, 0], cube[:, 0] - CUBE / 2 - 0.05), behind[:, 1]], dim=1)
+    goal = torch.where((beside & ~ahead)[:, None], line_up, cube - away * 0.02)
+    return torch.clamp((goal - hand) / STRIDE, -1.0, 1.0)
+
+
+gymnasium.register(id=TASK, entry_point=PushEnv, disable_env_checker=True,
+                   kwargs={"env_cfg_entry_point": f"{__name__}:PushEnvCfg"})
