@@ -10,6 +10,7 @@ Runs in Isaac Lab's Python, which has ``pxr``: ``python -m sim.isaac.assets FOLD
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def make_assets(root: Path) -> Path:
         if (root / path).is_file():
             continue
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        partial = (root / path).with_suffix(f".partial{(root / path).suffix}")
+        partial = (root / path).with_suffix(f".{os.getpid()}{(root / path).suffix}")
         stage = _new_stage(partial)
         write(stage)
         stage.GetRootLayer().Save()

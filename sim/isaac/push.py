@@ -98,7 +98,7 @@ class PushEnvCfg(DirectRLEnvCfg):
     sim: SimulationCfg = SimulationCfg(dt=1 / 60, render_interval=6, physics=NewtonCfg(
         solver_cfg=MJWarpSolverCfg(njmax=80, nconmax=20, cone="pyramidal", integrator="implicitfast", iterations=100,
                                    ls_iterations=50), num_substeps=1))
-    scene: PushSceneCfg = PushSceneCfg(num_envs=16, env_spacing=2.0)
+    scene: PushSceneCfg = PushSceneCfg(num_envs=16, env_spacing=0.0)
     cube_low: tuple[float, float] = (0.42, -0.08)
     cube_high: tuple[float, float] = (0.48, 0.08)
     """Where the cube's centre begins, drawn uniformly."""
@@ -189,5 +189,5 @@ def expert(env: PushEnv) -> torch.Tensor:
     return torch.clamp((goal - hand) / STRIDE, -1.0, 1.0)
 
 
-gymnasium.register(id=TASK, entry_point=PushEnv, disable_env_checker=True,
+gymnasium.register(id=TASK, entry_point=f"{__name__}:PushEnv", disable_env_checker=True,
                    kwargs={"env_cfg_entry_point": f"{__name__}:PushEnvCfg"})
