@@ -1,6 +1,10 @@
 """Isaac Lab, the real one, through its worker process: Newton's physics on a CPU."""
 
 import contextlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +16,14 @@ from data.types import Success, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.isaac.config import IsaacConfig
 from sim.isaac.env import IsaacEnv
+from sim.remote.client import RemoteEnv
 from sim.remote.environments import find_python
 from tests.contract import check_env
+from tests.sim.fake_isaac import SIZE, FakeIsaac
+from tests.sim.isaac_probe import STEPS, probe
 
 ROOT = Path(__file__).parents[2]
+GOLDEN = json.loads((Path(__file__).parent / "isaac_golden.json").read_text())
 NEWTON = ["physics=newton_mjwarp"]
 CARTPOLE = IsaacConfig(task="Isaac-Cartpole-Direct", instructions=["balance the pole"], overrides=NEWTON,
                        max_episode_steps=12, reward="task")
@@ -46,3 +54,30 @@ real = [pytest.mark.isaac, pytest.mark.slow, pytest.mark.xdist_group("isaac"),
     pytest.param(push(max_episode_steps=8, steps_after_success=0), 0.0, id="push", marks=real)])
 def test_real_isaac_keeps_the_contract(config, atol):
     check_env(lambda: IsaacEnv(config=config, num_envs=2), atol=atol)
+
+
+def fake(num_envs=3, workers=1, **changes):
+    """The adapter in a worker process, with the FAKE behind it."""
+    settings = {"task": "Fake-Cartpole", "instructions": ["go right", "to the right"], "cameras": ["camera"],
+                "image_size": SIZE, "success": "tests.sim.fake_isaac:to_the_right",
+                "expert": "tests.sim.fake_isaac:push_right", **changes}
+    return RemoteEnv(name="isaac", python=Path(sys.executable), factory="tests.sim.fake_isaac:make",
+                     configs=[{**settings, "num_envs": num_envs}] * workers)
+
+
+def test_the_fake_does_what_the_real_one_was_recorded_to_do():
+    assert probe(FakeIsaac(2, STEPS)) == GOLDEN
+
+
+@pytest.mark.isaac
+@pytest.mark.skipif(bool(_missing()), reason=_missing())
+def test_the_real_one_still_does_what_was_recorded(tmp_path):
+    record = tmp_path / "record.json"
+    subprocess.run([find_python("isaac", "ISAACLAB_PYTHON"), "-m", "tests.sim.isaac_probe", record], cwd=ROOT, check=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, capture_output=True)
+    assert json.loads(record.read_text()) == GOLDEN
+
+
+@pytest.mark.parametrize("changes", [{}, {"reward": "task", "success": None}, {"workers": 2, "num_envs": 2}])
+def test_the_fake_keeps_the_contract(changes):
+    check_env(lambda: fake(**changes))
