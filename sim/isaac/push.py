@@ -1,4 +1,4 @@
-"""A task for Isaac Lab 3.x: push a cube onto a pad with a Panda's hand, seen by one camera.
+"""A task for Isaac Lab 3.x: push a cube onto a strip across the table with a Panda's hand, seen by one camera.
 
 All its parts are boxes or the stand-in arm of ``sim.isaac.assets``, so it runs without NVIDIA's assets. The hand points
 down at a fixed height; an action moves it over the table. Import it in Isaac Lab's Python, which registers the task.
@@ -27,10 +27,8 @@ from isaaclab_newton.sim.schemas import MujocoRigidBodyCfg
 
 TASK = "WmRl-Push-Cube-Franka-StandIn"
 
-PAD = (0.62, 0.0)
-"""Centre of the pad, metres in front of the robot's base and to its left."""
-PAD_HALF = 0.05
-"""A cube whose centre is within this of the pad's, in x and in y, is on it."""
+STRIP = (0.57, 0.67)
+"""A cube whose centre is between these is on the strip: metres in front of the robot's base."""
 CUBE = 0.06
 HAND_HEIGHT = 0.135
 """Of the hand's frame above the table: the fingertips are 2 cm above it."""
@@ -50,15 +48,15 @@ LOW, HIGH = (0.3, -0.2), (0.72, 0.2)
 
 @configclass
 class PushSceneCfg(InteractiveSceneCfg):
-    """A table top at height 0, the arm at its edge, a cube, a pad painted on the table, and a camera across it."""
+    """A table top at height 0, the arm at its edge, a cube, a strip painted on the table, and a camera across it."""
 
     table = AssetBaseCfg(
         prim_path="{ENV_REGEX_NS}/Table", init_state=AssetBaseCfg.InitialStateCfg(pos=(0.45, 0.0, -0.025)),
         spawn=sim_utils.CuboidCfg(size=(1.0, 1.0, 0.05), collision_props=sim_utils.UsdPhysicsCollisionCfg(),
                                   visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.55, 0.42, 0.3))))
-    pad = AssetBaseCfg(
-        prim_path="{ENV_REGEX_NS}/Pad", init_state=AssetBaseCfg.InitialStateCfg(pos=(*PAD, 0.001)),
-        spawn=sim_utils.CuboidCfg(size=(2 * PAD_HALF + CUBE, 2 * PAD_HALF + CUBE, 0.002),
+    strip = AssetBaseCfg(
+        prim_path="{ENV_REGEX_NS}/Strip", init_state=AssetBaseCfg.InitialStateCfg(pos=(sum(STRIP) / 2, 0.0, 0.001)),
+        spawn=sim_utils.CuboidCfg(size=(STRIP[1] - STRIP[0], 0.5, 0.002),
                                   visual_material=sim_utils.PreviewSurfaceCfg(diffuse_color=(0.1, 0.7, 0.25))))
     cube = RigidObjectCfg(
         prim_path="{ENV_REGEX_NS}/Cube", init_state=RigidObjectCfg.InitialStateCfg(pos=(0.45, 0.0, CUBE / 2)),
@@ -99,13 +97,13 @@ class PushEnvCfg(DirectRLEnvCfg):
         solver_cfg=MJWarpSolverCfg(njmax=80, nconmax=20, cone="pyramidal", integrator="implicitfast", iterations=100,
                                    ls_iterations=50), num_substeps=1))
     scene: PushSceneCfg = PushSceneCfg(num_envs=16, env_spacing=0.0)
-    cube_low: tuple[float, float] = (0.42, -0.08)
-    cube_high: tuple[float, float] = (0.48, 0.08)
+    cube_low: tuple[float, float] = (0.42, -0.12)
+    cube_high: tuple[float, float] = (0.48, 0.12)
     """Where the cube's centre begins, drawn uniformly."""
 
 
 class PushEnv(DirectRLEnv):
-    """Observes the hand's position in the robot's frame (``policy``: x, y, z in metres). Its reward is 1 on the pad."""
+    """Observes the hand's position in the robot's frame (``policy``: x, y, z in metres). Its reward is 1 on the strip."""
 
     cfg: PushEnvCfg
 
@@ -147,7 +145,7 @@ class PushEnv(DirectRLEnv):
         return {"policy": self.hand()}
 
     def _get_rewards(self) -> torch.Tensor:
-        return on_pad(self).float()
+        return on_strip(self).float()
 
     def _get_dones(self) -> tuple[torch.Tensor, torch.Tensor]:
         late = self.episode_length_buf >= self.max_episode_length
@@ -171,22 +169,21 @@ class PushEnv(DirectRLEnv):
             self._target[env_ids] = torch.tensor([0.33, 0.0], device=self.device)
 
 
-def on_pad(env: PushEnv) -> torch.Tensor:
-    """Success: the cube's centre is over the pad, ``[n]`` bool."""
-    offset = env.cube()[:, :2] - torch.tensor(PAD, device=env.device)
-    return (offset.abs() < PAD_HALF).all(dim=1)
+def on_strip(env: PushEnv) -> torch.Tensor:
+    """Success: the cube's centre is over the strip, ``[n]`` bool."""
+    x = env.cube()[:, 0]
+    return (x > STRIP[0]) & (x < STRIP[1])
 
 
 def expert(env: PushEnv) -> torch.Tensor:
-    """What to do now, ``[n, 2]`` within [-1, 1]: get behind the cube as seen from the pad, then push it there."""
-    hand, cube = env.hand()[:, :2], env.cube()[:, :2]
-    away = torch.nn.functional.normalize(cube - torch.tensor(PAD, device=env.device), dim=1)
-    behind = cube + away * (CUBE / 2 + 0.05)
-    beside = (hand[:, 1] - behind[:, 1]).abs() > 0.012
-    ahead = hand[:, 0] > cube[:, 0] - CUBE / 2 - 0.015
-    line_up = torch.stack([torch.minimum(hand[:, 0], cube[:, 0] - CUBE / 2 - 0.05), behind[:, 1]], dim=1)
-    goal = torch.where((beside & ~ahead)[:, None], line_up, cube - away * 0.02)
-    return torch.clamp((goal - hand) / STRIDE, -1.0, 1.0)
+    """What to do now, ``[n, 2]`` within [-1, 1]: get behind the cube, then push it ahead with both fingers."""
+    offset = (env.cube() - env.hand())[:, :2]
+    slack = torch.where(offset[:, 0] < CUBE, 0.03, 0.01)  # once it pushes, it goes on while both fingers touch
+    behind = offset[:, 1].abs() < slack
+    line_up = offset - torch.tensor([CUBE + 0.02, 0.0], device=env.device)
+    push = torch.stack([torch.full_like(offset[:, 0], STRIDE), offset[:, 1]], dim=1)
+    step = torch.where(behind[:, None], push, line_up) / STRIDE
+    return step / step.abs().amax(dim=1, keepdim=True).clamp(min=1.0)
 
 
 gymnasium.register(id=TASK, entry_point=f"{__name__}:PushEnv", disable_env_checker=True,

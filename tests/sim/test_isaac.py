@@ -93,7 +93,7 @@ def test_the_stand_in_arm_has_the_pandas_kinematics(pushing):
 
 @pytest.mark.isaac
 @pytest.mark.skipif(bool(_missing()), reason=_missing())
-def test_the_expert_pushes_the_cube_onto_the_pad(pushing):
+def test_the_expert_pushes_the_cube_onto_the_strip(pushing):
     shown = list(rollout(pushing, ScriptedExpert(pushing, ExpertConfig(burst_probability=0)),
                          [[seed] for seed in range(8)], sample=False))
     assert [episode.success for episode in shown] == [Success.YES] * 8
@@ -106,7 +106,7 @@ def test_the_expert_pushes_the_cube_onto_the_pad(pushing):
         red, green = ((picture[..., channel] > picture[..., 1 - channel] + 60).sum()
                       for picture, channel in ((first, 0), (first, 1)))
         assert red > 20
-        assert (last[..., 1] > last[..., 0] + 60).sum() < green  # the cube hides part of the pad
+        assert (last[..., 1] > last[..., 0] + 60).sum() < green  # the cube hides part of the strip
     assert len({episode.frames["camera"][0].tobytes() for episode in shown}) == 8
     assert len({episode.instruction for episode in shown}) > 1
 
