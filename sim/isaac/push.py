@@ -103,7 +103,7 @@ class PushEnvCfg(DirectRLEnvCfg):
 
 
 class PushEnv(DirectRLEnv):
-    """Observes the hand's position in the robot's frame (``policy``: x, y, z in metres). Its reward is 1 on the strip."""
+    """Observes the hand in the robot's frame (``policy``: x, y, z in metres). Its reward is 1 on the strip."""
 
     cfg: PushEnvCfg
 

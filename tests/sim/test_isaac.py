@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,11 +62,35 @@ def test_real_isaac_keeps_the_contract(config, atol):
 @pytest.mark.isaac
 @pytest.mark.skipif(bool(_missing()), reason=_missing())
 def test_the_real_one_still_does_what_was_recorded(tmp_path):
-    record = tmp_path / "record.json"
-    subprocess.run([find_python("isaac", "ISAACLAB_PYTHON"), "-m", "tests.sim.isaac_probe", record], cwd=ROOT,
-                   check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
-                   capture_output=True)
-    assert json.loads(record.read_text()) == GOLDEN
+    assert _in_isaac("tests.sim.isaac_probe", tmp_path) == GOLDEN
+
+
+@pytest.mark.isaac
+@pytest.mark.skipif(bool(_missing()), reason=_missing())
+def test_the_stand_in_gripper_opens_and_closes(tmp_path):
+    fingers = _in_isaac("tests.sim.isaac_gripper", tmp_path)  # only the first is driven, the second follows it
+    np.testing.assert_allclose(fingers["open"], 0.04, atol=0.002)
+    np.testing.assert_allclose(fingers["closed"], 0.0, atol=0.002)
+
+
+def _in_isaac(module, folder):
+    """What a module writes that runs in Isaac Lab's Python."""
+    subprocess.run([find_python("isaac", "ISAACLAB_PYTHON"), "-m", module, folder / "told.json"], cwd=ROOT, check=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, capture_output=True)
+    return json.loads((folder / "told.json").read_text())
+
+
+@pytest.mark.isaac
+@pytest.mark.skipif(bool(_missing()), reason=_missing())
+def test_training_goes_on_when_a_real_process_is_killed(pushing):
+    observation, _ = pushing.reset(seed=range(8), options={"reset_mask": np.ones(8, bool)})
+    os.kill(pushing._parts[0].process._child.pid, signal.SIGKILL)
+    after, _, terminated, truncated, _ = pushing.step(np.zeros((8, 2), np.float32))
+    assert truncated.all()
+    assert not terminated.any()
+    np.testing.assert_array_equal(after["frames"]["camera"], observation["frames"]["camera"])
+    again, _ = pushing.reset(seed=range(8), options={"reset_mask": np.ones(8, bool)})
+    np.testing.assert_array_equal(again["frames"]["camera"], observation["frames"]["camera"])
 
 
 @pytest.fixture(scope="module")
