@@ -101,7 +101,11 @@ class MetaWorldConfig:
                 "action_repeat * max_episode_steps must be at most Meta-World's 500 steps, "
                 f"got {self.action_repeat * self.max_episode_steps}"
             )
-        object.__setattr__(self, "randomise", ranges(self.randomise, self.factors, simulator="Meta-World"))
+        self.ranges()
+
+    def ranges(self) -> Ranges:
+        """What ``randomise`` says. UserError for what it cannot."""
+        return ranges(self.randomise, self.factors, simulator="Meta-World")
 
     @property
     def spec(self) -> Spec:
@@ -147,7 +151,7 @@ class MetaWorldTask:
         from metaworld import policies
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        from sim.metaworld_scene import Scene, make_renderer
+        from sim.metaworld_scene import Scene
 
         self.task, self.config = task, config
         env = ALL_V3_ENVIRONMENTS[task]()
@@ -156,13 +160,12 @@ class MetaWorldTask:
         del env.sawyer_observation_space
         _replace_scipy_rotation(env)
         self._env, self._mujoco = env, mujoco
-        self._scene = Scene(env.model, config.camera)
+        self._scene = Scene(env.model, config.camera, config.image_size if config.observation == "pixels" else None)
         self._expert_class = getattr(policies, _expert_name(task))
         self._plain = {key: copy.deepcopy(value) for key, value in vars(env).items() if _is_own(value)}
         self._layout = {name: getattr(env.model, name).copy() for name in _LAYOUT}
         space = env._random_reset_space
         self._reset_space = {bound: getattr(space, bound).copy() for bound in ("low", "high")}
-        self._renderer = make_renderer(env.model, config.image_size) if config.observation == "pixels" else None
 
     def perturb(self, perturbation: Perturbation) -> None:
         """From the next reset on."""
@@ -174,7 +177,7 @@ class MetaWorldTask:
         self._set_plain(copy.deepcopy(self._plain))
         for name, value in self._layout.items():
             getattr(model, name)[:] = value
-        self._perturb(draw(self.config.perturbation, self.config.randomise, seed))
+        self._perturb(draw(self.config.perturbation, self.config.ranges(), seed))
         self._mujoco.mj_resetData(model, data)
         layout = seed if self.config.goal_seed is None else self.config.goal_seed
         random = np.random.Generator(np.random.Philox(key=[layout, zlib.crc32(self.task.encode())]))
@@ -246,8 +249,7 @@ class MetaWorldTask:
 
     def close(self) -> None:
         """Free the GL context."""
-        if self._renderer is not None:
-            self._renderer.close()
+        self._scene.close()
 
     def _set_plain(self, values: Mapping[str, Any]) -> None:
         """Give the environment the plain attributes ``values``, and no others."""
@@ -266,7 +268,7 @@ class MetaWorldTask:
 
     def _step(self) -> Step:
         state = self._state.astype(np.float32)
-        drawn = self._renderer is not None
+        drawn = self.config.observation == "pixels"
         return Step(
             frame=self._render() if drawn else _NO_FRAME, proprio=state[: len(PROPRIO)] if drawn else state,
             reward=self.progress.reward, **self.progress.flags(decides=self.config.reward == "sparse"),
@@ -284,9 +286,7 @@ class MetaWorldTask:
         return self._step()
 
     def _render(self) -> np.ndarray:
-        assert self._renderer is not None, "state observations have no picture"
-        self._renderer.update_scene(self._env.data, camera=self._scene.camera)
-        frame = self._renderer.render()
+        frame = self._scene.render(self._env.data)
         if frame.max() < _BLACK:
             raise RuntimeError(f"{self.task} rendered a black frame: another renderer took over the GL context")
         return np.ascontiguousarray(frame[::-1, ::-1] if self.config.camera in UPSIDE_DOWN else frame)

@@ -9,6 +9,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+from jaxtyping import UInt8
 
 from sim.perturbation import Perturbation
 
@@ -17,13 +18,9 @@ WORKSPACE_POSITION, WORKSPACE_TARGET, WORKSPACE_FOVY = (1.05, 0.22, 0.78), (0.0,
 THIN_CELL = 0.64
 """Robot meshes are drawn with one vertex per cell of ``THIN_CELL / image_size`` metres: about two thirds of a pixel."""
 
-FACTORS = frozenset({
-    "gain", "damping", "friction", "mass", "latency", "camera_shift", "camera_turn", "zoom", "light", "light_turn",
-    "table_colour", "table_texture", "object_colour", "object_shift", "phrasing"})
-"""Of ``sim.perturbation.Perturbation``, what exists here: all of it."""
-
 _PERTURBED = ("dof_damping", "geom_friction", "body_mass", "body_inertia", "light_diffuse", "light_ambient",
-              "light_specular", "light_dir", "cam_pos", "cam_quat", "cam_fovy", "mat_rgba", "mat_texid", "geom_rgba")
+              "light_specular", "light_dir", "cam_pos", "cam_quat", "cam_fovy", "mat_rgba", "geom_rgba")
+_TABLE_TEXTURE, _SQUARES = "T_table", 12
 _NOT_OBJECTS = ("world", "tablelink", "RetainingWall", "base", "mocap")
 """Bodies of the world that every task has; all others are what it is about."""
 
@@ -31,11 +28,10 @@ _NOT_OBJECTS = ("world", "tablelink", "RetainingWall", "base", "mocap")
 class Scene:
     """One task's model, and how to bring it from its nominal form to a perturbed one and back."""
 
-    def __init__(self, model: Any, camera: str) -> None:
-        """Put the camera where ``camera`` wants it; what the model is then is nominal."""
+    def __init__(self, model: Any, camera: str, size: int | None) -> None:
+        """Put the camera where ``camera`` wants it; what the model is then is nominal. ``size``: None draws nothing."""
         self._model = model
-        self.camera = "corner2" if camera == "workspace" else camera
-        self._camera = model.camera(self.camera).id
+        self._camera = model.camera("corner2" if camera == "workspace" else camera).id
         if camera == "workspace":
             model.cam_pos[self._camera] = WORKSPACE_POSITION
             model.cam_quat[self._camera] = _look_at(WORKSPACE_POSITION, WORKSPACE_TARGET)
@@ -48,6 +44,8 @@ class Scene:
         table = np.flatnonzero([root == "tablelink" for root in roots])
         self._table_materials = np.unique(model.geom_matid[table])
         self._object_materials = np.setdiff1d(model.geom_matid[self._objects], [-1, *self._table_materials])
+        self._texture, self._texels = "usual", _texels(model, _TABLE_TEXTURE).copy()
+        self._renderer = _make_renderer(model, size) if size is not None else None
 
     def apply(self, change: Perturbation) -> None:
         """Write dynamics, camera pose, light and colours of ``change`` into the nominal model."""
@@ -76,11 +74,42 @@ class Scene:
         model.mat_rgba[self._object_materials, :3] *= np.asarray(change.object_colour)
         bare = self._objects[model.geom_matid[self._objects] == -1]
         model.geom_rgba[bare, :3] *= np.asarray(change.object_colour)
-        if change.table_texture == "floor":
-            model.mat_texid[self._table_materials] = model.mat_texid[model.material("basic_floor").id]
+        if change.table_texture != self._texture:
+            self._draw_table(change.table_texture)
+
+    def render(self, data: Any) -> UInt8[np.ndarray, "h w 3"]:
+        """What the camera sees."""
+        assert self._renderer is not None, "it was made to draw nothing"
+        self._renderer.update_scene(data, camera=self._camera)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Free the GL context."""
+        if self._renderer is not None:
+            self._renderer.close()
+
+    def _draw_table(self, texture: str) -> None:
+        """Replace the table's texture; the mean of the usual one stays."""
+        self._texture, texels = texture, _texels(self._model, _TABLE_TEXTURE)
+        texels[:] = self._texels if texture == "usual" else self._texels.mean(axis=(0, 1)).astype(np.uint8)
+        if texture == "checker":
+            row, column = np.indices(texels.shape[:2]) // (texels.shape[1] // _SQUARES)
+            texels[(row + column) % 2 == 0] //= 2
+        if self._renderer is not None:
+            self._renderer._gl_context.make_current()
+            mujoco.mjr_uploadTexture(
+                self._model, self._renderer._mjr_context, self._model.texture(_TABLE_TEXTURE).id)
 
 
-def make_renderer(model: Any, size: int) -> mujoco.Renderer:
+def _texels(model: Any, texture: str) -> np.ndarray:
+    """Its pixels ``[h, w, 3]`` in the model's own memory."""
+    found = model.texture(texture).id
+    height, width, channels = model.tex_height[found], model.tex_width[found], model.tex_nchannel[found]
+    start = model.tex_adr[found]
+    return model.tex_data[start : start + height * width * channels].reshape(height, width, channels)
+
+
+def _make_renderer(model: Any, size: int) -> mujoco.Renderer:
     """A renderer of ``size`` by ``size`` pixels that leaves out what costs time and shows little."""
     _thin_meshes(model, THIN_CELL / size)
     quality, buffer = model.vis.quality, model.vis.global_

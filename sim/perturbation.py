@@ -16,8 +16,8 @@ import numpy as np
 
 from data.types import UserError
 
-TEXTURES = ("usual", "floor")
-"""Of the table: its own, or that of the floor."""
+TEXTURES = ("usual", "plain", "checker")
+"""Of the table: its own, one colour, or squares."""
 
 PHRASINGS = ("usual", "held_out", "wordy")
 """Sentences of training; others for the same task; the latter within a longer request."""
@@ -135,8 +135,8 @@ def draw(fixed: Perturbation, varied: Ranges, seed: int) -> Perturbation:
     for name, (low, high) in varied.items():
         random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(f"randomise {name}".encode())]))
         count = np.size(_NOMINAL[name])
-        values = random.integers(low, high + 1, count) if isinstance(_NOMINAL[name], int) else random.uniform(
-            low, high, count)
+        whole = isinstance(_NOMINAL[name], int)
+        values = random.integers(int(low), int(high) + 1, count) if whole else random.uniform(low, high, count)
         drawn[name] = _fill(name, values.tolist())
     return dataclasses.replace(fixed, **drawn) if drawn else fixed
 
@@ -151,6 +151,11 @@ class Perturbable(Protocol):
 
     factors: Collection[str]
     """What it has."""
+
+    @property
+    def perturbation(self) -> Perturbation:
+        """What differs in episodes that are reset now."""
+        ...
 
     def perturb(self, perturbation: Perturbation) -> None:
         """Play every episode that is reset from now on under ``perturbation``. UserError for a factor it lacks."""

@@ -54,7 +54,11 @@ class PushTConfig:
     def __post_init__(self) -> None:
         check_counts(self)
         check_factors(self.perturbation.changes, self.factors, simulator="PushT")
-        object.__setattr__(self, "randomise", ranges(self.randomise, self.factors, simulator="PushT"))
+        self.ranges()
+
+    def ranges(self) -> Ranges:
+        """What ``randomise`` says. UserError for what it cannot."""
+        return ranges(self.randomise, self.factors, simulator="PushT")
 
     @property
     def spec(self) -> Spec:
@@ -102,7 +106,7 @@ class PushTTask:
 
     def reset(self, seed: int) -> Step:
         """Start the episode that ``seed`` names, which begins as ``gym-pusht``'s own do."""
-        self._begin(seed, draw(self.config.perturbation, self.config.randomise, seed))
+        self._begin(seed, draw(self.config.perturbation, self.config.ranges(), seed))
         return self._step()
 
     def step(self, action: np.ndarray) -> Step:

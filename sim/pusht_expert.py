@@ -40,8 +40,8 @@ class PushTExpert:
         self._env, self._trial = env, trial
         self._goal = _placed(_CORNERS, env.goal_pose[:2], env.goal_pose[2])
         self._edge, self._normal = _edge_points()
-        self._left = 0
-        """Control steps that are left of the present push; 0 asks for another one."""
+        self._left, self._walked, self._pushing = 0, 0, False
+        """Control steps that are left of the present push (0 asks for another), and those walked to where it begins."""
 
     def action(self) -> Float64[np.ndarray, " 2"]:
         """Where the disc shall go next."""
@@ -101,7 +101,7 @@ class PushTExpert:
         lengths = CELL * _lengths(free.reshape(len(cells), -1), tuple((end // CELL).astype(int).tolist())).reshape(-1)
         lengths += np.linalg.norm(flat - disc, axis=1)
         for cell in np.argsort(lengths)[:60]:
-            if np.isfinite(lengths[cell]) and CELL / 2 < np.linalg.norm(flat[cell] - disc) and self._in_sight(
+            if np.isfinite(lengths[cell]) and np.linalg.norm(flat[cell] - disc) > CELL / 2 and self._in_sight(
                     disc, flat[cell]):
                 return flat[cell]
         away = disc - np.array(self._env.block.position)  # it touches the block: step back

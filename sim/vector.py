@@ -109,6 +109,11 @@ class VectorEnv:
             actions[row] = action
         return actions
 
+    @property
+    def perturbation(self) -> Perturbation:
+        """What differs in episodes that are reset now."""
+        return self.config.perturbation
+
     def perturb(self, perturbation: Perturbation) -> None:
         """Play every episode that is reset from now on under ``perturbation``, which replaces the configured one.
 

@@ -39,7 +39,9 @@ class Rows:
 
     def perturb(self, perturbations: Mapping[int, Perturbation]) -> dict[int, None]:
         """From each row's next reset on."""
-        return {row: self._tasks[row].perturb(perturbation) for row, perturbation in perturbations.items()}
+        for row, perturbation in perturbations.items():
+            self._tasks[row].perturb(perturbation)
+        return dict.fromkeys(perturbations)
 
     def snapshot(self, rows: Iterable[int]) -> dict[int, dict[str, Any]]:
         """All that decides what each row does next."""
