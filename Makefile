@@ -6,7 +6,7 @@ VENV := .venv
 RUN ?= runs/demo
 bin := $(VENV)/bin
 
-.PHONY: help setup demo test check clean isaac test-isaac
+.PHONY: help setup demo test check clean isaac test-isaac libero test-libero
 
 help: ## what you can type
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -30,6 +30,12 @@ isaac: ## Isaac Lab's own environment, in your cache: 8 GB (ISAACLAB_PYTHON name
 
 test-isaac: setup isaac ## the tests that need it
 	$(bin)/python -m pytest -m isaac
+
+libero: ## LIBERO's own environment, in your cache: 2 GB (LIBERO_PYTHON names an existing one)
+	@PYTHON311=$(PYTHON311) bash scripts/libero.sh
+
+test-libero: setup libero ## the tests that need it
+	$(bin)/python -m pytest -m libero
 
 check: setup ## ruff, types, import layers
 	$(bin)/ruff check .

@@ -1,1 +1,1 @@
-"""Isaac Lab behind a worker process. ``simulator``, ``launch``, ``assets`` and ``push`` run in Isaac Lab's Python."""
+"""Isaac Lab behind a worker process. All but ``config`` and ``env`` runs in Isaac Lab's Python."""

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sim.isaac.usd import body, box, capsule, fixed, joint
+
 STAND_IN = "wm_rl_stand_in"
 """Custom data of every asset's default prim, and part of provenance."""
 
@@ -96,15 +98,15 @@ def _cartpole(stage: Any) -> None:
 
     prim = _root(stage, "cartpole")
     UsdPhysics.ArticulationRootAPI.Apply(prim)
-    _body(stage, "/cartpole/slider", (0, 0, 0), mass=1.0)
-    _box(stage, "/cartpole/slider/shape", (0, 0, 0), (0.03, 8.0, 0.03), _DARK)
-    _body(stage, "/cartpole/cart", (0, 0, 0), mass=1.0)
-    _box(stage, "/cartpole/cart/shape", (0, 0, 0), (0.2, 0.25, 0.2), (0.2, 0.4, 0.8))
-    _body(stage, "/cartpole/pole", (0, 0, 0), mass=0.5, centre=(0, 0, 0.47), inertia=0.04)
-    _box(stage, "/cartpole/pole/shape", (0, 0, 0.5), (0.04, 0.06, 1.0), (0.85, 0.65, 0.3))
-    _fixed(stage, "/cartpole/root_joint", None, "/cartpole/slider")
-    _joint(stage, "/cartpole/slider_to_cart", "Prismatic", "Y", "/cartpole/slider", "/cartpole/cart", (-4.0, 4.0))
-    _joint(stage, "/cartpole/cart_to_pole", "Revolute", "X", "/cartpole/cart", "/cartpole/pole", None)
+    body(stage, "/cartpole/slider", (0, 0, 0), mass=1.0)
+    box(stage, "/cartpole/slider/shape", (0, 0, 0), (0.03, 8.0, 0.03), _DARK)
+    body(stage, "/cartpole/cart", (0, 0, 0), mass=1.0)
+    box(stage, "/cartpole/cart/shape", (0, 0, 0), (0.2, 0.25, 0.2), (0.2, 0.4, 0.8))
+    body(stage, "/cartpole/pole", (0, 0, 0), mass=0.5, centre=(0, 0, 0.47), inertia=0.04)
+    box(stage, "/cartpole/pole/shape", (0, 0, 0.5), (0.04, 0.06, 1.0), (0.85, 0.65, 0.3))
+    fixed(stage, "/cartpole/root_joint", None, "/cartpole/slider")
+    joint(stage, "/cartpole/slider_to_cart", "Prismatic", "Y", "/cartpole/slider", "/cartpole/cart", (-4.0, 4.0))
+    joint(stage, "/cartpole/cart_to_pole", "Revolute", "X", "/cartpole/cart", "/cartpole/pole", None)
 
 
 def _panda(stage: Any) -> None:
@@ -120,18 +122,18 @@ def _panda(stage: Any) -> None:
     for link, (ends, mass) in enumerate(zip(_SHAPES, _MASSES, strict=True)):
         path = f"/panda/panda_link{link}"
         middle = tuple((a + b) / 2 for a, b in zip(ends[0], ends[1], strict=True))
-        _body(stage, path, world[link], mass=mass, centre=middle, inertia=0.01 * mass)
-        _capsule(stage, f"{path}/shape", *ends, _WHITE if link % 2 else _GREY)
-    _fixed(stage, "/panda/root_joint", None, "/panda/panda_link0")
+        body(stage, path, world[link], mass=mass, centre=middle, inertia=0.01 * mass)
+        capsule(stage, f"{path}/shape", *ends, _WHITE if link % 2 else _GREY)
+    fixed(stage, "/panda/root_joint", None, "/panda/panda_link0")
     for number, (_, _, _, _, low, high) in enumerate(_JOINTS, start=1):
-        _joint(stage, f"/panda/panda_joint{number}", "Revolute", "Z", f"/panda/panda_link{number - 1}",
+        joint(stage, f"/panda/panda_joint{number}", "Revolute", "Z", f"/panda/panda_link{number - 1}",
                f"/panda/panda_link{number}", (math.degrees(low), math.degrees(high)), stiffness=400.0, damping=80.0,
                force=87.0 if number < 5 else 12.0, armature=0.1)
     turned = Gf.Matrix4d().SetRotate(Gf.Rotation(Gf.Vec3d(0, 0, 1), -45))
     hand = turned.SetTranslateOnly(Gf.Vec3d(0, 0, _HAND_OFFSET)) * world[-1]
-    _body(stage, "/panda/panda_hand", hand, mass=0.7, centre=(0, 0, 0.03), inertia=0.003)
-    _box(stage, "/panda/panda_hand/shape", (0, 0, 0.03), (0.05, 0.2, 0.07), _WHITE)
-    _fixed(stage, "/panda/panda_hand_joint", "/panda/panda_link7", "/panda/panda_hand")
+    body(stage, "/panda/panda_hand", hand, mass=0.7, centre=(0, 0, 0.03), inertia=0.003)
+    box(stage, "/panda/panda_hand/shape", (0, 0, 0.03), (0.05, 0.2, 0.07), _WHITE)
+    fixed(stage, "/panda/panda_hand_joint", "/panda/panda_link7", "/panda/panda_hand")
     _fingers(stage, hand)
     _variants(prim)
 
@@ -139,13 +141,13 @@ def _panda(stage: Any) -> None:
 def _fingers(stage: Any, hand: Any) -> None:
     from pxr import Gf, Sdf, UsdPhysics
 
-    for side, name, joint in ((1, "left", 1), (-1, "right", 2)):
+    for side, name, finger in ((1, "left", 1), (-1, "right", 2)):
         path, about = f"/panda/panda_{name}finger", Gf.Rotation(Gf.Vec3d(0, 0, 1), 0 if side == 1 else 180)
         frame = Gf.Matrix4d().SetRotate(about).SetTranslateOnly(Gf.Vec3d(0, 0, _FINGER_OFFSET)) * hand
-        _body(stage, path, frame, mass=0.05, centre=(0, 0.01, 0.025), inertia=2e-5)
-        _box(stage, f"{path}/shape", (0, 0.0105, 0.027), (0.02, 0.019, 0.054), _DARK)
-        drive = {"stiffness": 2000.0, "damping": 100.0} if joint == 1 else {}
-        _joint(stage, f"/panda/panda_finger_joint{joint}", "Prismatic", "Y", "/panda/panda_hand", path,
+        body(stage, path, frame, mass=0.05, centre=(0, 0.01, 0.025), inertia=2e-5)
+        box(stage, f"{path}/shape", (0, 0.0105, 0.027), (0.02, 0.019, 0.054), _DARK)
+        drive = {"stiffness": 2000.0, "damping": 100.0} if finger == 1 else {}
+        joint(stage, f"/panda/panda_finger_joint{finger}", "Prismatic", "Y", "/panda/panda_hand", path,
                (0.0, _FINGER_RANGE), force=200.0, armature=0.1, **drive)
     follower = stage.GetPrimAtPath("/panda/panda_finger_joint2")
     follower.AddAppliedSchema("NewtonMimicAPI")
@@ -180,7 +182,7 @@ def _cube(stage: Any) -> None:
     prim = _root(stage, "cube")
     UsdPhysics.RigidBodyAPI.Apply(prim)
     UsdPhysics.MassAPI.Apply(prim).CreateMassAttr(0.2)
-    UsdPhysics.CollisionAPI.Apply(_box(stage, "/cube/shape", (0, 0, 0), (0.06, 0.06, 0.06), (0.8, 0.15, 0.1)))
+    UsdPhysics.CollisionAPI.Apply(box(stage, "/cube/shape", (0, 0, 0), (0.06, 0.06, 0.06), (0.8, 0.15, 0.1)))
 
 
 def _table(stage: Any) -> None:
@@ -188,94 +190,7 @@ def _table(stage: Any) -> None:
     from pxr import UsdPhysics
 
     _root(stage, "table")
-    UsdPhysics.CollisionAPI.Apply(_box(stage, "/table/top", (0, 0, -0.025), (0.9, 1.3, 0.05), _WOOD))
-
-
-def _body(stage: Any, path: str, frame: Any, *, mass: float, centre: tuple = (0, 0, 0), inertia: float = 0.01) -> None:
-    """A rigid body at ``frame`` (a matrix or a position), with an isotropic inertia in kg m²."""
-    from pxr import Gf, UsdGeom, UsdPhysics
-
-    matrix = Gf.Matrix4d(1.0).SetTranslate(Gf.Vec3d(*frame)) if isinstance(frame, tuple) else frame
-    xform = UsdGeom.Xform.Define(stage, path)
-    xform.AddTranslateOp().Set(matrix.ExtractTranslation())
-    xform.AddOrientOp(UsdGeom.XformOp.PrecisionDouble).Set(matrix.ExtractRotationQuat())
-    UsdPhysics.RigidBodyAPI.Apply(xform.GetPrim())
-    api = UsdPhysics.MassAPI.Apply(xform.GetPrim())
-    api.CreateMassAttr(mass)
-    api.CreateCenterOfMassAttr(Gf.Vec3f(*centre))
-    api.CreateDiagonalInertiaAttr(Gf.Vec3f(inertia))
-    api.CreatePrincipalAxesAttr(Gf.Quatf(1))
-
-
-def _box(stage: Any, path: str, centre: tuple, size: tuple, colour: tuple) -> Any:
-    from pxr import Gf, UsdGeom
-
-    box = UsdGeom.Cube.Define(stage, path)
-    box.CreateSizeAttr(1.0)
-    box.AddTranslateOp().Set(Gf.Vec3d(*centre))
-    box.AddScaleOp().Set(Gf.Vec3f(*size))
-    box.CreateDisplayColorAttr([colour])
-    return box.GetPrim()
-
-
-def _capsule(stage: Any, path: str, one: tuple, other: tuple, radius: float, colour: tuple) -> Any:
-    from pxr import Gf, UsdGeom
-
-    a, b = Gf.Vec3d(*one), Gf.Vec3d(*other)
-    capsule = UsdGeom.Capsule.Define(stage, path)
-    capsule.CreateAxisAttr("Z")
-    capsule.CreateHeightAttr((b - a).GetLength())
-    capsule.CreateRadiusAttr(radius)
-    capsule.AddTranslateOp().Set((a + b) / 2)
-    turn = Gf.Rotation(Gf.Vec3d(0, 0, 1), (b - a).GetNormalized())
-    capsule.AddOrientOp(UsdGeom.XformOp.PrecisionDouble).Set(turn.GetQuat())
-    capsule.CreateDisplayColorAttr([colour])
-    return capsule.GetPrim()
-
-
-def _fixed(stage: Any, path: str, parent: str | None, child: str) -> None:
-    from pxr import UsdPhysics
-
-    _attach(stage, UsdPhysics.FixedJoint.Define(stage, path), parent, child)
-
-
-def _joint(
-    stage: Any, path: str, kind: str, axis: str, parent: str, child: str, limits: tuple[float, float] | None, *,
-    stiffness: float = 0.0, damping: float = 0.0, force: float | None = None, armature: float = 0.0,
-) -> None:
-    """A revolute (limits in degrees) or prismatic (metres) joint; gains per radian or metre."""
-    from pxr import Sdf, UsdPhysics
-
-    joint = getattr(UsdPhysics, f"{kind}Joint").Define(stage, path)
-    joint.CreateAxisAttr(axis)
-    if limits is not None:
-        joint.CreateLowerLimitAttr(limits[0])
-        joint.CreateUpperLimitAttr(limits[1])
-    _attach(stage, joint, parent, child)
-    for name in ("newton", "physxJoint"):
-        joint.GetPrim().CreateAttribute(f"{name}:armature", Sdf.ValueTypeNames.Float).Set(armature)
-    drive = UsdPhysics.DriveAPI.Apply(joint.GetPrim(), "angular" if kind == "Revolute" else "linear")
-    per_unit = math.pi / 180 if kind == "Revolute" else 1.0  # USD's angular gains are per degree
-    drive.CreateStiffnessAttr(stiffness * per_unit)
-    drive.CreateDampingAttr(damping * per_unit)
-    if force is not None:
-        drive.CreateMaxForceAttr(force)
-
-
-def _attach(stage: Any, joint: Any, parent: str | None, child: str) -> None:
-    """Put a joint's frame at the child's origin."""
-    from pxr import Gf, UsdGeom
-
-    cache = UsdGeom.XformCache()
-    frame = cache.GetLocalToWorldTransform(stage.GetPrimAtPath(child))
-    if parent is not None:
-        joint.CreateBody0Rel().AddTarget(parent)
-        frame = frame * cache.GetLocalToWorldTransform(stage.GetPrimAtPath(parent)).GetInverse()
-    joint.CreateBody1Rel().AddTarget(child)
-    joint.CreateLocalPos0Attr(Gf.Vec3f(frame.ExtractTranslation()))
-    joint.CreateLocalRot0Attr(Gf.Quatf(frame.ExtractRotationQuat()))
-    joint.CreateLocalPos1Attr(Gf.Vec3f(0))
-    joint.CreateLocalRot1Attr(Gf.Quatf(1))
+    UsdPhysics.CollisionAPI.Apply(box(stage, "/table/top", (0, 0, -0.025), (0.9, 1.3, 0.05), _WOOD))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sim.isaac import assets
+from sim.isaac import assets, usd
 from sim.isaac.config import STAND_IN, IsaacConfig
 from sim.remote.protocol import BadInputError
 
@@ -50,8 +50,9 @@ def build(config: IsaacConfig, num_envs: int, running: contextlib.ExitStack) -> 
 
 
 def stand_in_assets() -> Path:
-    """Make the stand-ins in the user's cache, once for each version of ``sim.isaac.assets``."""
-    version = hashlib.sha256(Path(assets.__file__).read_bytes()).hexdigest()[:12]
+    """Make the stand-ins in the user's cache, once for each version of the modules that make them."""
+    source = "".join(inspect.getsource(module) for module in (assets, usd)).encode()
+    version = hashlib.sha256(source).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return assets.make_assets(cache / "wm-rl" / f"isaac-assets-{version}")
 

@@ -154,13 +154,14 @@ class IsaacSimulator:
                                       ("proprio_mean", mean, len(names)), ("proprio_std", std, len(names))):
             if len(given) != expected:
                 raise BadInputError(f"expected {expected} {what} for {config.task}, got {len(given)}")
+        physics = type(getattr(env.sim.cfg, "physics", None)).__name__
         return Description(
             cameras=list(config.cameras), image_size=config.image_size, proprio_names=proprio, action_names=actions,
             control_hz=1 / env.step_dt, max_episode_steps=int(env.max_episode_length),
             row_tasks=[config.task] * env.num_envs, embodiment=config.embodiment,
             statistics={"action_low": [config.action_low] * width, "action_high": [config.action_high] * width,
                         "proprio_mean": list(mean), "proprio_std": list(std)},
-            provenance={"simulator": simulator, "physics": type(env.sim.cfg.physics).__name__, "task": config.task,
+            provenance={"simulator": simulator, "physics": physics, "task": config.task,
                         "assets": config.assets, "seeds": config.seeds, "success": config.success,
                         "reward": config.reward, "overrides": list(config.overrides), "clock": "simulated seconds"})
 

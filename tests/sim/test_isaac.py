@@ -82,6 +82,20 @@ def _in_isaac(module, folder):
 
 @pytest.mark.isaac
 @pytest.mark.skipif(bool(_missing()), reason=_missing())
+def test_the_stand_in_cube_lies_on_the_stand_in_table():
+    env = IsaacEnv(num_envs=2, config=IsaacConfig(
+        task="Test-Lift-Cube", modules=["tests.sim.isaac_lift"], instructions=["lift the cube"],
+        proprio=["policy.object_position", "policy.joint_pos"]))
+    env.reset(seed=[1, 2], options={"reset_mask": np.ones(2, bool)})
+    for _ in range(25):
+        observation, *_ = env.step(np.zeros((2, env.spec.action_dim), np.float32))
+    env.close()
+    assert env.spec.proprio_names[:4] == ("object_position_0", "object_position_1", "object_position_2", "joint_pos_0")
+    np.testing.assert_allclose(observation["proprio"][:, 2], 0.8 * 0.06 / 2, atol=0.003)
+
+
+@pytest.mark.isaac
+@pytest.mark.skipif(bool(_missing()), reason=_missing())
 def test_training_goes_on_when_a_real_process_is_killed(pushing):
     observation, _ = pushing.reset(seed=range(8), options={"reset_mask": np.ones(8, bool)})
     os.kill(pushing._parts[0].process._child.pid, signal.SIGKILL)
