@@ -6,10 +6,10 @@ VENV := .venv
 RUN ?= runs/demo
 bin := $(VENV)/bin
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check clean isaac test-isaac libero test-libero
 
 help: ## what you can type
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 setup: $(VENV)/ready ## environment, packages and an offscreen GL
 	@bash scripts/offscreen_gl.sh $(bin)/python
@@ -24,6 +24,18 @@ demo: setup ## train a small VLA in a closed loop, evaluate it, write a report (
 
 test: setup ## every test
 	$(bin)/python -m pytest -n 2 --dist loadgroup
+
+isaac: ## Isaac Lab's own environment, in your cache: 8 GB (ISAACLAB_PYTHON names an existing one)
+	@PYTHON312=$(PYTHON312) bash scripts/isaac.sh
+
+test-isaac: setup isaac ## the tests that need it
+	$(bin)/python -m pytest -m isaac
+
+libero: ## LIBERO's own environment, in your cache: 2 GB (LIBERO_PYTHON names an existing one)
+	@PYTHON311=$(PYTHON311) bash scripts/libero.sh
+
+test-libero: setup libero ## the tests that need it
+	$(bin)/python -m pytest -m libero
 
 check: setup ## ruff, types, import layers
 	$(bin)/ruff check .

@@ -147,6 +147,7 @@ def _squares(
     made = np.empty((len(wanted), size, size, 3), np.uint8)
     count = 0
     for count, picture in enumerate(pictures(wanted.tolist(), least), 1):
+        picture = np.ascontiguousarray(picture[::-1, ::-1]) if camera.turned else picture
         height, width = picture.shape[:2]
         box = (left * width, top * height, right * width, bottom * height)
         made[count - 1] = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR, box=box))

@@ -64,6 +64,8 @@ class Camera:
     stream: str
     crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     """Left, top, right, bottom of the part that is kept, as shares of the picture."""
+    turned: bool = False
+    """The log's picture is turned by half a turn, then cropped. LIBERO's demonstrations need it."""
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.crop

@@ -1,0 +1,1 @@
+"""LIBERO's suites behind a worker process: ``env`` is our side, ``simulator`` what runs in LIBERO's own environment."""
