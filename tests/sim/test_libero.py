@@ -234,8 +234,8 @@ def write_demonstration(file, seen, trial, actions, instruction):
 @real_libero
 def test_the_loop_runs_on_libero(tmp_path):
     result = subprocess.run(
-        [sys.executable, ROOT / "main.py", "train", "env=libero", "experiment=smoke",
-         f"hydra.run.dir={tmp_path / 'run'}", "loop.iterations=1", "evaluation.trials_per_task=1", "world_model.steps=4"], cwd=tmp_path, check=False,
+        [sys.executable, ROOT / "main.py", "train", "env=libero", "experiment=smoke", "hydra.run.dir=run",
+         "loop.iterations=1", "evaluation.trials_per_task=1", "world_model.steps=4"], cwd=tmp_path, check=False,
         text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run" / "report.html").is_file()
