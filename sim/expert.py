@@ -1,4 +1,4 @@
-"""Meta-World's scripted experts as a ``Policy``, with bursts of noise that make demonstrations cover mistakes."""
+"""Scripted experts as a ``Policy``, with bursts of noise that make demonstrations cover mistakes."""
 
 from __future__ import annotations
 

@@ -81,6 +81,20 @@ class FilmStrip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerturbedRow:
+    """Success of one policy where one thing differs, on the trials of its evaluation."""
+
+    name: str
+    trials: int
+    success: Interval
+    difference: Interval
+    """To the unperturbed trials, paired by task and seed."""
+    frame: UInt8[np.ndarray, "h w 3"]
+    """The first of one trial."""
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """All that a report shows. An empty section says so in the report; nothing is hidden."""
 
@@ -90,6 +104,7 @@ class ReportData:
     passed: bool | None
     """Colours the verdict: True green, False red, None grey (nothing to compare with)."""
     success: Sequence[SuccessRow] = ()
+    perturbed: Sequence[PerturbedRow] = ()
     sources: Sequence[SourceRow] = ()
     staleness: Sequence[StalenessRow] = ()
     curves: Sequence[Curve] = ()
@@ -114,6 +129,8 @@ def write_report(path: Path | str, data: ReportData) -> Path:
         source_figure=_source_figure(data.sources),
         curve_figures=[_curve_figure(curve) for curve in data.curves],
         strips=[(strip.title, _picture(_film(strip))) for strip in data.strips],
+        perturbed_frames=[(row.caption, _picture(enlarge(row.frame, max(1, round(128 / len(row.frame))))))
+                          for row in data.perturbed],
         videos={caption: embed(Path(file).read_bytes(), "video/mp4") for caption, file in data.videos.items()},
         colours=SOURCE_COLOURS,
     )

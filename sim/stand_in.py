@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from sim.metaworld import MetaWorldConfig, Perturbation
+from sim.metaworld import MetaWorldConfig
+from sim.perturbation import Perturbation
 
 STAND_IN = Perturbation(
     gain=0.8,

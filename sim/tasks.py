@@ -1,4 +1,4 @@
-"""Meta-World's task names and the sentences a policy may be given for each."""
+"""Task names and the sentences a policy may be given for each."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
                        "move the window to the right"),
     "window-close-v3": ("close the window", "slide the window shut", "push the window closed",
                         "move the window to the left"),
+    "pusht": ("push the T onto the green outline", "slide the block to the target", "cover the green T",
+              "bring the T into place"),
 }
-"""At least four sentences for MT10's tasks and the demo's. Others get ``phrasings``' template."""
+"""At least four sentences for MT10's tasks, the demo's and PushT. Others get ``phrasings``' template."""
 
 TASKS = (
     "assembly-v3", "basketball-v3", "bin-picking-v3", "box-close-v3", "button-press-topdown-v3",
@@ -44,7 +46,47 @@ TASKS = (
 """Every task of Meta-World 3."""
 
 
-def phrasings(task: str) -> tuple[str, ...]:
-    """List the sentences that name ``task``; which one an episode uses is decided by its seed."""
+MIXES: dict[str, tuple[str, ...]] = {
+    "mt10": ("reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "drawer-close-v3",
+             "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3"),
+    "mt25": ("reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "drawer-close-v3",
+             "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3", "coffee-pull-v3",
+             "pick-out-of-hole-v3", "disassemble-v3", "pick-place-wall-v3", "basketball-v3", "stick-pull-v3",
+             "button-press-wall-v3", "faucet-open-v3", "door-lock-v3", "lever-pull-v3", "sweep-into-v3",
+             "faucet-close-v3", "coffee-button-v3", "button-press-topdown-wall-v3", "dial-turn-v3"),
+    "mt50": TASKS,
+}
+"""Meta-World's own mixes of tasks."""
+
+HELD_OUT: dict[str, tuple[str, ...]] = {
+    "drawer-close-v3": ("make the drawer go back in", "the drawer should not stay open"),
+    "handle-press-v3": ("force the bar downwards", "squeeze the red bar to the bottom"),
+    "door-close-v3": ("make the safe closed again", "the door should not stay open"),
+    "coffee-button-v3": ("make me a coffee", "get the espresso maker going"),
+    "reach-v3": ("touch the red dot", "have the arm arrive at the dot"),
+    "push-v3": ("get the disc over to the dot", "nudge the disc towards the spot"),
+    "pick-place-v3": ("take the disc up to the dot", "hoist the disc until it meets the spot"),
+    "door-open-v3": ("make the safe accessible", "the door should not stay shut"),
+    "drawer-open-v3": ("get at what is in the drawer", "the drawer should not stay shut"),
+    "button-press-topdown-v3": ("squeeze the red knob from overhead", "tap the knob downwards"),
+    "peg-insert-side-v3": ("plug the stick into the opening", "slot the stick sideways"),
+    "window-open-v3": ("let some fresh air in", "draw the pane aside"),
+    "window-close-v3": ("keep the fresh air out", "draw the pane back"),
+    "pusht": ("match the letter with its shadow", "park the grey shape where it belongs"),
+}
+"""Sentences of the same meaning that no episode uses unless its phrasing is perturbed."""
+
+
+def phrasings(task: str, kind: str = "usual") -> tuple[str, ...]:
+    """List the sentences that name ``task``; which one an episode uses is decided by its seed.
+
+    ``kind`` is one of ``sim.perturbation.PHRASINGS``: what is trained on, other sentences, or these within a longer
+    request.
+    """
     words = task.removesuffix("-v3").replace("-", " ")
-    return PHRASINGS.get(task, (f"do the {words} task", f"{words}", f"please {words}", f"perform {words}"))
+    if kind == "usual":
+        return PHRASINGS.get(task, (f"do the {words} task", f"{words}", f"please {words}", f"perform {words}"))
+    held_out = HELD_OUT.get(task, (f"now carry out {words}", f"your job is {words}"))
+    if kind == "held_out":
+        return held_out
+    return tuple(f"when you are ready i would like you to do this for me {sentence}" for sentence in held_out)

@@ -1,4 +1,4 @@
-"""Episodes as mp4: what the policy saw, enlarged, with a coloured frame once the outcome is known."""
+"""Episodes as mp4 and film strips: what the policy saw, enlarged, framed in a colour once the outcome is known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from data.types import Success, Trajectory
 
@@ -34,6 +35,16 @@ def write_video(path: Path | str, episodes: Sequence[Trajectory], *, camera: str
     clips = [_marked(episode, camera or next(iter(episode.frames)), scale) for episode in episodes]
     length = max(len(clip) for clip in clips) + round(fps)
     write_frames(path, (grid([clip[min(i, len(clip) - 1)] for clip in clips], columns) for i in range(length)), fps=fps)
+
+
+def write_film(path: Path | str, episodes: Sequence[Trajectory], *, camera: str | None = None, scale: int = 2,
+               columns: int = 10) -> None:
+    """Write a PNG with a row for each episode: ``columns`` moments from its first frame to its last, evenly spaced."""
+    rows = []
+    for episode in episodes:
+        clip = _marked(episode, camera or next(iter(episode.frames)), scale)
+        rows.append(np.concatenate(clip[np.linspace(0, len(clip) - 1, columns).round().astype(int)], axis=1))
+    Image.fromarray(np.concatenate(rows)).save(path)
 
 
 def write_frames(path: Path | str, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float) -> None:

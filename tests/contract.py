@@ -1,4 +1,4 @@
-"""The contract that every ``Env`` keeps: simulators, the robot stand-in and imagination run through ``check_env``."""
+"""The contract that every ``Env`` keeps, as a check; ``tests/sim/test_env_contract.py`` runs all of ours through it."""
 
 from __future__ import annotations
 

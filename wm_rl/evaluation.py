@@ -12,7 +12,7 @@ from sim.evaluation import Evaluation, compare, evaluate_policy
 from sim.intervals import Interval
 from sim.report import SuccessRow
 from sim.vector import VectorEnv
-from sim.video import write_video
+from sim.video import write_film, write_video
 from wm_rl.journal import Journal
 from wm_rl.seeding import TRAINING_SEEDS
 
@@ -130,7 +130,7 @@ def judge(
 
 
 def write_videos(folder: Path, judgement: Judgement) -> dict[str, Path]:
-    """One mp4 per policy, of the deciding mode's first episodes of each task. Caption to file."""
+    """One mp4 and one film strip per policy, of the deciding mode's first episodes of each task. Caption to mp4."""
     folder.mkdir(parents=True, exist_ok=True)
     videos = {}
     for name, evaluations in (("before", judgement.before), ("after", judgement.after)):
@@ -139,6 +139,7 @@ def write_videos(folder: Path, judgement: Judgement) -> dict[str, Path]:
             caption = f"{name} ({judgement.mode}): {', '.join(dict.fromkeys(e.task for e in episodes))}"
             videos[caption] = folder / f"{name}.mp4"
             write_video(videos[caption], episodes)
+            write_film(folder / f"{name}.png", episodes)
     return videos
 
 

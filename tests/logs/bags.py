@@ -15,6 +15,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from data.logs import ros
 from data.logs.streams import Kind, Refused
+from tests.logs.damage import well_formed
 
 SHARED = Path(__file__).parents[3] / "shared/logs"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no sample logs in ../shared/logs beside the repository")
@@ -140,29 +141,20 @@ def suppress_value_error(beginning):
 
 
 def is_well_formed(episode):
-    """Lengths agree, and pictures can be decoded or say why not."""
+    """What holds of every log's episode, and what a bag's has beside: something to read, and words to print."""
+    well_formed([episode])
     if isinstance(episode, Refused):
         assert episode.reason.isprintable()
         return
     assert episode.streams
     assert all(line.isprintable() for line in episode.problems)
     for name, stream in episode.streams.items():
-        assert name == stream.name
         assert len(stream) > 0
         assert all(clock.shape == (len(stream),) and clock.dtype == np.float64 for clock in stream.clocks.values())
-        if stream.kind is Kind.VECTOR:
-            assert stream.values.shape[0] == len(stream)
-            assert stream.values.dtype == np.float64
-        elif stream.kind is Kind.TEXT:
-            assert len(stream.texts) == len(stream)
-        else:
+        if stream.kind is Kind.IMAGE:
             for i in range(len(stream)):
-                picture = np.zeros((1, 1, 3), np.uint8)
-                reason = f"{name}: message {i} cannot be decoded"
-                with suppress_value_error(reason):
-                    (picture,) = stream.pictures([i])
-                assert picture.dtype == np.uint8
-                assert picture.shape[2] == 3
+                with suppress_value_error(f"{name}: message {i} cannot be decoded"):
+                    stream.pictures([i])
 
 
 def split_bag(tmp_path, parts=3, plugin=MCAP):

@@ -9,12 +9,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.types import UserError
 from sim.evaluation import Trial, compare, evaluate_policy, share_seeds
 from sim.intervals import wilson
 from sim.report import Curve, FilmStrip, ReportData, SourceRow, StalenessRow, SuccessRow, write_report
-from sim.video import COLOURS, grid, write_video
+from sim.video import COLOURS, grid, write_film, write_video
 
 _PATH = Path(__file__).resolve().parents[1] / "data" / "test_rollout.py"
 _SPEC = importlib.util.spec_from_file_location("rollout_doubles", _PATH)
@@ -80,6 +81,18 @@ def test_video_plays_and_marks_the_outcome(tmp_path, episodes):
         assert np.abs(frames[0][1:3, 128 * index + 40].astype(int) - 120).max() < 15
     with pytest.raises(ValueError, match="at least one episode"):
         write_video(path, [])
+
+
+def test_a_film_strip_goes_from_the_first_frame_to_the_last(tmp_path, episodes):
+    for episode in episodes:
+        episode.frames["eye"][:] = np.arange(len(episode) + 1, dtype=np.uint8)[:, None, None, None]
+    write_film(tmp_path / "film.png", episodes, scale=1, columns=4)
+    film = np.asarray(Image.open(tmp_path / "film.png"))
+    assert film.shape == (64 * len(episodes), 64 * 4, 3)
+    for index, episode in enumerate(episodes):
+        row = film[64 * index + 32, 32::64, 0]
+        assert row.tolist() == [round(len(episode) * part / 3) for part in range(4)]
+        assert film[64 * index, -1].tolist() == list(COLOURS[episode.success])
 
 
 def test_grid_fills_with_white():

@@ -11,16 +11,7 @@ import pytest
 from wm_rl import interrupts
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    interrupts.remember()
-    yield
-    interrupts.remember()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS)

@@ -20,15 +20,7 @@ from wm_rl.checkpoint import load_checkpoint
 from wm_rl.improve import improve
 from wm_rl.learner import Learner
 
-
-@pytest.fixture(autouse=True)
-def signals():
-    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-    interrupts.remember()
-    yield
-    interrupts.remember()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 def run(folder):

@@ -1,6 +1,4 @@
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,16 +212,6 @@ def test_two_rows_never_share_noise(learner, store):
     reset(env, [1, 2])
     first, second = (torch.randn(4, generator=generator) for generator in env._generators)
     assert not torch.equal(first, second)
-
-
-def test_it_keeps_the_contract_of_every_env(store):
-    place = Path(__file__).parents[1] / "contract.py"
-    module = importlib.util.module_from_spec(importlib.util.spec_from_file_location("env_contract", place))
-    module.__spec__.loader.exec_module(module)
-    config = WorldModelConfig(widths=(16, 24), batch=8, success_batch=8, learning_rate=4e-3, warmup=5, ema=0.8)
-    made = WorldModelLearner(config, spec=store.spec, statistics=store.statistics, seed=0)
-    made.fit(store, 40)
-    module.check_env(lambda: made.imagination(store, ImaginationConfig(), num_envs=4))
 
 
 def test_a_confirmed_success_is_worth_the_rest_of_one(learner, store):

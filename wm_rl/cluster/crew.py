@@ -136,13 +136,18 @@ class Crew:
         return sum(call.member is member and call.method == method for call in self._pending.values())
 
     def attend(self, timeout: float) -> None:
-        """Wait up to ``timeout`` seconds for answers and deal with those that came, then with what did not come."""
-        ready = ray.wait(list(self._pending), num_returns=1, timeout=timeout)[0] if self._pending else []
-        ready += ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0] if ready else []
-        for reference in dict.fromkeys(ready):
-            call = self._pending.pop(reference, None)
-            if call is not None:  # else its actor is known to be gone
-                self._deal(reference, call)
+        """Wait up to ``timeout`` seconds for answers and deal with those that came, then with what did not come.
+
+        Answers to one actor's calls of one method are dealt with in the order of the calls, whichever Ray shows first.
+        """
+        ready = set(ray.wait(list(self._pending), num_returns=1, timeout=timeout)[0]) if self._pending else set()
+        ready |= set(ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)[0]) if ready else set()
+        waiting: set[tuple[Member, str]] = set()
+        for reference, call in list(self._pending.items()):
+            if reference not in ready:
+                waiting.add((call.member, call.method))
+            elif (call.member, call.method) not in waiting and self._pending.pop(reference, None) is not None:
+                self._deal(reference, call)  # else its actor is known to be gone
         now = time.monotonic()
         for member in self.members:
             if not member.up and now >= member.knock_at and not self._calls(member):

@@ -10,7 +10,6 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +24,7 @@ from wm_rl import interrupts
 from wm_rl.cluster.collecting import Collector
 from wm_rl.cluster.config import RayRuntime
 from wm_rl.cluster.crew import Crew, Member
-from wm_rl.cluster.imagining import Imaginer, ModelLearner
+from wm_rl.cluster.dreams import Dreams
 from wm_rl.cluster.inference import InferenceServer
 from wm_rl.cluster.learning import PolicyLearner, Updates
 from wm_rl.cluster.pace import Pace
@@ -37,8 +36,6 @@ from wm_rl.loop import Loop
 from wm_rl.objectives import Objective
 from wm_rl.policy import TinyVLA, check_compatible
 from wm_rl.trust import Trust
-from world_model.audit import Drift
-from world_model.learner import WorldModelLearner
 
 _TICK = 0.05
 """Longest time in s between two looks at what is to be done."""
@@ -75,17 +72,13 @@ class _Driver:
         self.version = self.ordered = int(self.learned.get("version", 0))
         weights = self.learned["policy"] if self.learned else loop.trained_policy().state_dict()
         self.published: tuple[Any, int] = ray.put(weights), self.version
-        self.model_state = ray.put(loop.model().state_dict()) if loop.imagines else None
-        self.rounds = self.counters["collected"] // self.config.episodes_per_iteration
-        self.branches_due = self.counters.get("branches_due", 0)
-        self.imagining: dict[str, int] = {}
-        self.model_due: list[str] = list(self.counters.get("model_due", []))
         self.asked = 0.0
         self.pace = Pace.of(runtime, loop.config, rows=self._rows(), collected=self.counters["collected"],
                             version=self.version)
         self.tally = Tally()
         self.crew = Crew(patience=10 * runtime.patience, max_restarts=runtime.max_restarts,
                          say=lambda text: loop.journal.say(escape(text)))
+        self.dreams = Dreams(loop, self.crew, self.tally, self.counters, self._stream)
         self._hire(dict(here))
 
     def run(self) -> None:
@@ -100,7 +93,7 @@ class _Driver:
                 if time.monotonic() - self.asked > _REPORT_EVERY:
                     self.asked = time.monotonic()
                     self._ask_how_they_fare()
-        for member in (*self.collectors, *self.imaginers):
+        for member in (*self.collectors, *self.dreams.imaginers):
             ray.kill(member.handle)
         with contextlib.suppress(RayActorError):  # it died just now: the store's next writer seals what it left
             ray.get(self.writer.handle.close.remote(), timeout=self.crew.patience)
@@ -150,17 +143,7 @@ class _Driver:
         self.learner = hire("the learner", PolicyLearner, runtime.fabric, learner, store.path, storage, self.replay,
                             seed=loop.seed, ranks=runtime.learners, patience=self.crew.patience, gpus=runtime.gpus,
                             begin=self._resume_learner, options={**here, "num_gpus": runtime.gpus})
-        self.imaginers: list[Member] = []
-        if not loop.imagines:
-            return
-        model = partial(WorldModelLearner, loop.world_model_config, spec=store.spec, statistics=store.statistics,
-                        seed=loop.seed)
-        self.modeller = hire("the world model's learner", ModelLearner, model, loop.imagination_config, store.path,
-                             storage, begin=self._send_model, options=here)
-        self.imaginers = [hire(f"imaginer {i}", Imaginer, model, loop.imagination_config, store.path, storage,
-                               server(i), self.writer.handle, seed=loop.seed, chunk=policy.chunk,
-                               begin=self._begin_imagining, options={**here, "num_cpus": 1})
-                          for i in range(runtime.imaginers)]
+        self.dreams.hire(runtime, here, server, self.writer.handle)
 
     def _rows(self) -> int:
         keywords = getattr(self.loop.make_env, "keywords", {})
@@ -176,13 +159,6 @@ class _Driver:
 
     def _send_weights(self, member: Member) -> None:
         self.crew.ask(member, "load", *self.published)
-
-    def _send_model(self, member: Member) -> None:
-        self.crew.ask(member, "load", self.model_state)
-
-    def _begin_imagining(self, member: Member) -> None:
-        self.branches_due += self.imagining.pop(member.name, 0)  # what one that died did not finish
-        self._send_model(member)
 
     def _resume_learner(self, member: Member) -> None:
         """What was learned since the last checkpoint is lost with a learner that died, and nothing else."""
@@ -236,8 +212,7 @@ class _Driver:
         if learned:
             loop.trained_policy().load_state_dict(learned["policy"])
             loop.trained_policy().version = learned["version"]
-        self.counters |= {"branches_due": self.branches_due + sum(self.imagining.values()),
-                          "model_due": self.model_due}
+        self.counters |= self.dreams.owed()
         loop.store().refresh()
         loop.save(learned or None)
 
@@ -253,18 +228,12 @@ class _Driver:
         for collector in self.collectors:
             if not busy(collector, "status"):
                 ask(collector, "status", then=partial(self._fares, collector), patience=self.runtime.patience)
-        for imaginer in self.imaginers:
-            if self.branches_due and not busy(imaginer, "imagine") and not busy(imaginer, "load"):
-                self.imagining[imaginer.name], self.branches_due = self.branches_due, 0
-                ask(imaginer, "imagine", self._stream(), self.imagining[imaginer.name],
-                    then=partial(self._imagined, imaginer))
-        if self.model_due and not any(busy(self.modeller, method) for method in ("load", "audit", "refit")):
-            self._work_on_model(self.model_due[0])
+        self.dreams.go_on()
         self.loop.journal.live = self._live()
 
     def _live(self) -> dict[str, Any]:
         """For whoever looks at the run from outside (``wm_rl.status``)."""
-        queues = {**self.tally.queues(), "branches to imagine": self.branches_due}
+        queues = {**self.tally.queues(), "branches to imagine": self.dreams.branches_due}
         if math.isfinite(self.pace.ratio):
             queues["updates that data pays for"] = self.pace.updates_allowed(self.version)
         return {"updates": self.version, "collected": self.counters["collected"], "rows_allowed": self.pace.limit,
@@ -285,58 +254,7 @@ class _Driver:
         self.pace.arrived([self.version - arrival.version for arrival in simulated], self.version)
         if news:
             self.loop.store().refresh()
-        while self.loop.imagines and self.rounds < self.counters["collected"] // self.config.episodes_per_iteration:
-            self._round()
-
-    # -- imagination ------------------------------------------------------------------------------------------------
-
-    def _round(self) -> None:
-        """An iteration's worth of episodes arrived: audit, refit and imagine as ``runtime=local`` does."""
-        loop, number = self.loop, self.rounds
-        self.rounds += 1
-        drifted = not self._drift().within(loop.imagination_config.max_ratio)
-        if drifted or number % loop.imagination_config.audit_every == 0:
-            self._put_down("audit")
-        if number > 0 and number % self.config.refit_every == 0:
-            self._put_down("refit")
-        paused = number > 0 and drifted
-        self.tally.note({"imagined_ratio": self._drift().ratio, "imagination_paused": float(paused)})
-        if not paused:
-            self.branches_due += self.config.branches_per_iteration
-
-    def _imagined(self, imaginer: Member, _: None) -> None:
-        del self.imagining[imaginer.name]
-
-    def _put_down(self, work: str) -> None:
-        """For the world model's learner; what is put down already is done once."""
-        if work not in self.model_due:
-            self.model_due.append(work)
-
-    def _work_on_model(self, work: str) -> None:
-        """It stays put down until it is done: a successor does what a learner that died did not finish."""
-        if work == "audit":
-            self.crew.ask(self.modeller, "audit", self.config.episodes_per_iteration, then=self._audited)
-            return
-        state = self.crew.ask(self.modeller, "refit", self.loop.world_model_config.round_steps, returns=2,
-                              then=lambda metrics: self._refitted(metrics, state))
-
-    def _drift(self) -> Drift:
-        return Drift(**self.loop.progress["drift"])
-
-    def _audited(self, metrics: dict[str, float]) -> None:
-        self.model_due.remove("audit")
-        self.loop.progress["drift"] = asdict(self._drift().update(metrics))
-        self.tally.note(metrics)
-
-    def _refitted(self, metrics: dict[str, float], state: Any) -> None:
-        self.model_due.remove("refit")
-        self.model_state = state
-        for imaginer in self.imaginers:
-            if imaginer.up:
-                self._send_model(imaginer)
-        model = self.loop.model()
-        model.load_state_dict(ray.get(state))  # the checkpoint's copy
-        self.loop.journal.record("world_model", model.version - 1, metrics)
+        self.dreams.arrived()
 
 
 def _row(make_env: Any, row: int) -> Any:

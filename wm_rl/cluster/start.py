@@ -11,9 +11,10 @@ from wm_rl.cluster.config import RayRuntime
 
 SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_kill_child_processes_on_worker_exit": "1",
             "RAY_worker_register_timeout_seconds": "600", "RAY_agent_register_timeout_ms": "600000",
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "20"}
 """Ray's own: nothing is reported to anyone; no child outlives its actor; a busy machine may take long to start a
-process; Ray's agents look for a dead cluster for 5 s (by default for 60) before they end."""
+process; Ray's agents look for a dead cluster for 20 s (by default for 60) before they end. On a busy machine
+its head may well be silent for 5."""
 
 
 @contextmanager
@@ -30,15 +31,16 @@ def cluster(runtime: RayRuntime, *, cpus: int) -> Iterator[dict[str, Any]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Off, every port is on 127.0.0.1. Its variable is read when Ray is imported, and whoever calls this has done that.
-    ray_constants.ENABLE_RAY_CLUSTER = runtime.address is not None
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, runtime.address is not None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if runtime.address is None:
-        ray.init(address="local", num_cpus=cpus, object_store_memory=runtime.object_store_bytes,
-                 include_dashboard=False, **quiet)
-    else:
-        ray.init(address=runtime.address, **quiet)
     try:
+        if runtime.address is None:
+            ray.init(address="local", num_cpus=cpus, object_store_memory=runtime.object_store_bytes,
+                     include_dashboard=False, **quiet)
+        else:
+            ray.init(address=runtime.address, **quiet)
         here = ray.get_runtime_context().get_node_id()
         yield {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
     finally:
         ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = before

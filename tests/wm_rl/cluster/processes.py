@@ -28,6 +28,17 @@ def tagged(tag):
     return found
 
 
+def other_ranks(pid):
+    """Processes of the ranks that belong to the first one's."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended just now
+            name, state = (folder / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            parents[int(folder.name)] = name, state.split()[1]
+    return [other for other, (name, parent) in parents.items()
+            if pid in parents and name.startswith("ray::Rank") and parent == parents[pid][1]]
+
+
 def start(folder, iterations, *, tag, **environment):
     """The toy's last stage in a process of its own, the leader of its group as a terminal would have it."""
     return subprocess.Popen(
@@ -42,6 +53,15 @@ def wait_for(what, *, process=None, seconds=300):
     while not what():
         assert process is None or process.poll() is None, process.communicate()[0]
         assert time.monotonic() - begun < seconds, f"not within {seconds} s"
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+def wait_until_gone(tag, *, seconds):
+    """Until no process has that tag; returns how long that took."""
+    begun = time.monotonic()
+    while left := tagged(tag):
+        assert time.monotonic() - begun < seconds, f"still there after {seconds} s: {left}"
         time.sleep(0.1)
     return time.monotonic() - begun
 

@@ -21,7 +21,7 @@ from data.rollout import rollout
 from data.store import ReplayStore
 from tests import examples
 from tests.wm_rl.cluster import toy
-from tests.wm_rl.cluster.processes import rows
+from tests.wm_rl.cluster.processes import other_ranks, rows
 from wm_rl.cluster import driver
 from wm_rl.policy import TinyVLA
 from wm_rl.seeding import TRAINING_SEEDS
@@ -35,7 +35,7 @@ def play(folder):
     loop = toy.loop(folder, iterations=ITERATIONS, imagined=0.25, kind=toy.LearnableEnv, episodes=16, updates=UPDATES,
                     windows=16, num_envs=4, latency=0.05,
                     learner=replace(examples.LEARNER, learning_rate=2e-3, encoder_learning_rate=2e-3))
-    loop.run(toy.runtime(collectors=2, inference_servers=2, max_restarts=100).improve)
+    loop.run(toy.runtime(collectors=2, inference_servers=2, learners=2, strategy="ddp", max_restarts=100).improve)
 
 
 def success(folder):
@@ -84,11 +84,12 @@ def test_fifty_random_kills_lose_nothing_and_it_learns_as_much(tmp_path, monkeyp
         if due[0] == 0 and self.version > 0:
             due[0] = now
         if sum(killed.values()) < KILLS and 0 < due[0] <= now:
-            kinds = {"collector": self.collectors, "server": self.servers, "imaginer": self.imaginers,
-                     "writer": [self.writer], "learner": [self.learner], "world model": [self.modeller]}
+            members = {"collector": self.collectors, "server": self.servers, "imaginer": self.dreams.imaginers,
+                       "writer": [self.writer], "learner": [self.learner], "world model": [self.dreams.modeller]}
+            kinds = {kind: [member.pid for member in some if member.up] for kind, some in members.items()}
+            kinds["rank"] = [rank for pid in kinds["learner"] for rank in other_ranks(pid)]
             kind = draw.choice(sorted(kinds))
-            victims = [member for member in kinds[kind] if member.up]
-            if victims and kill(draw.choice(victims).pid):
+            if kinds[kind] and kill(draw.choice(kinds[kind])):
                 killed[kind] += 1
                 due[0] = now + draw.expovariate(1 / 1.5)
 
@@ -98,7 +99,7 @@ def test_fifty_random_kills_lose_nothing_and_it_learns_as_much(tmp_path, monkeyp
     play(chaos)
     print(f"with {dict(killed)} killed: {time.monotonic() - begun:.0f} s")
     assert sum(killed.values()) == KILLS
-    assert len(killed) == 6, killed
+    assert len(killed) == 7, killed
 
     told = rows(chaos)
     assert [row["step"] for row in told] == list(range(ITERATIONS))

@@ -4,10 +4,12 @@ import asyncio
 import time
 
 import pytest
+import ray
+from ray.exceptions import ActorDiedError
 
 from data.types import UserError
 from tests import examples
-from wm_rl.cluster.crew import Actor, Crew, Member, Replaced
+from wm_rl.cluster.crew import Actor, Crew, Member, Replaced, _Call
 from wm_rl.cluster.inference import InferenceServer
 
 
@@ -30,6 +32,37 @@ def test_it_stops_when_one_actor_dies_too_often_within_an_hour(monkeypatch):
     clock[0] = 60.0 * 160
     with pytest.raises(UserError, match="the writer was replaced 2 times within an hour, and failed again"):
         team._gone(one, "died")
+
+
+def test_answers_of_one_method_are_dealt_with_in_the_order_of_the_calls(monkeypatch):
+    shown, dealt = [], []
+    monkeypatch.setattr(ray, "wait", lambda pending, num_returns, timeout: (shown[:num_returns], []))
+    monkeypatch.setattr(ray, "get", str.upper)
+    learner, server = Member("the learner", None, lambda _: None), Member("a server", None, lambda _: None)
+    members = {"first": learner, "second": learner, "third": learner, "other": server}
+    team = crew([])
+    team._pending = {name: _Call(member, "update", dealt.append, float("inf")) for name, member in members.items()}
+    shown[:] = ["third", "other"]  # Ray saw the answer to the third call before that to the first
+    team.attend(0.0)
+    assert dealt == ["OTHER"]
+    shown[:] = ["third", "second", "first"]
+    team.attend(0.0)
+    assert dealt == ["OTHER", "FIRST", "SECOND", "THIRD"]
+    assert not team._pending
+
+
+def test_nothing_more_is_dealt_with_of_an_actor_that_is_gone(monkeypatch):
+    dealt = []
+    monkeypatch.setattr(ray, "wait", lambda pending, num_returns, timeout: (["first", "second"], []))
+
+    def die(reference):
+        raise ActorDiedError if reference == "first" else AssertionError
+
+    monkeypatch.setattr(ray, "get", die)
+    team, learner = crew([]), Member("the learner", None, lambda _: None, up=True)
+    team._pending = {name: _Call(learner, "update", dealt.append, float("inf")) for name in ("first", "second")}
+    team.attend(0.0)
+    assert (dealt, learner.restarts, learner.up, team._pending) == ([], 1, False, {})
 
 
 def test_a_question_is_for_one_actor_and_not_for_its_successor():

@@ -20,7 +20,7 @@ def test_it_goes_on_whatever_dies(tmp_path, monkeypatch):
 
     def then_kill(self, iteration, learned):
         checkpoint(self, iteration, learned)
-        victims = {1: [*self.servers, *self.imaginers, self.modeller], 2: [self.learner, self.writer]}
+        victims = {1: [*self.servers, *self.dreams.imaginers, self.dreams.modeller], 2: [self.learner, self.writer]}
         for member in victims.get(iteration, []):
             if member.up:
                 os.kill(member.pid, signal.SIGKILL)

@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,23 +13,13 @@ from data.budget import StoreConfig
 from data.types import Source, UserError
 from tests import examples
 from tests.wm_rl.cluster import toy
-from tests.wm_rl.cluster.test_driver import check_whole
+from tests.wm_rl.cluster.processes import check_whole, other_ranks
 from wm_rl.cluster import driver
 from wm_rl.cluster.crew import Crew
 from wm_rl.cluster.learning import PolicyLearner
 from wm_rl.cluster.start import cluster
 from wm_rl.fabric import make_fabric
 from wm_rl.objectives import Gipo
-
-
-def other_ranks(pid):
-    """Processes of the ranks that belong to the first one's."""
-    def parent(folder):
-        return (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
-
-    mine = parent(Path("/proc", str(pid)))
-    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()
-            and (folder / "comm").read_text().startswith("ray::Rank") and parent(folder) == mine]
 
 
 def test_a_sharded_learner_of_one_is_one_line():

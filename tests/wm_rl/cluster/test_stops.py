@@ -8,7 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from data.store import ReplayStore
-from tests.wm_rl.cluster.processes import TAG, check_whole, start, tagged, wait_for
+from tests.wm_rl.cluster.processes import TAG, check_whole, start, tagged, wait_for, wait_until_gone
 from wm_rl.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -41,11 +41,11 @@ def test_a_killed_driver_leaves_nobody_behind_and_resumes(tmp_path):
     assert len(tagged(tag)) > 6
     process.kill()
     process.communicate()
-    print(f"nobody left after {wait_for(lambda: not tagged(tag), seconds=30):.1f} s")
+    print(f"nobody left after {wait_until_gone(tag, seconds=30):.1f} s")
     before = load_checkpoint(folder / "checkpoints")["progress"]["cluster"]
     finish(folder, 4, tag=tag)
     check_streams(folder, before)
-    wait_for(lambda: not tagged(tag), seconds=30)
+    wait_until_gone(tag, seconds=30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -58,7 +58,7 @@ def test_asked_to_stop_it_saves_where_it_stands_and_resumes(number, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
-    wait_for(lambda: not tagged(tag), seconds=10)
+    wait_until_gone(tag, seconds=10)
     state = load_checkpoint(folder / "checkpoints")
     assert state["progress"]["iteration"] == state["learner"]["version"] // 4
     with ReplayStore.open(folder / "replay.zarr") as store:

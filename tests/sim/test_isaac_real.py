@@ -1,0 +1,107 @@
+"""Isaac Lab, the real one, through its worker process: Newton on a CPU."""
+
+import json
+import os
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from data.rollout import rollout
+from data.types import Success
+from sim.expert import ExpertConfig, ScriptedExpert
+from sim.isaac.config import IsaacConfig
+from sim.isaac.env import IsaacEnv
+from sim.remote.environments import find_python
+from tests.contract import check_env
+from tests.sim.isaac import CARTPOLE, REACH, ROOT, push, real
+from tests.sim.test_isaac import GOLDEN
+
+pytestmark = real
+
+
+@pytest.mark.parametrize("config", [
+    pytest.param(CARTPOLE, id="cartpole"), pytest.param(REACH, id="reach"),
+    pytest.param(push(max_episode_steps=8, steps_after_success=0), id="push")])
+def test_the_real_one_keeps_the_contract(config):
+    check_env(lambda: IsaacEnv(config=config, num_envs=2))
+
+
+def test_the_real_one_still_does_what_was_recorded(tmp_path):
+    assert _in_isaac("tests.sim.isaac_probe", tmp_path) == GOLDEN
+
+
+def test_the_stand_in_gripper_opens_and_closes(tmp_path):
+    fingers = _in_isaac("tests.sim.isaac_gripper", tmp_path)  # only the first is driven, the second follows it
+    np.testing.assert_allclose(fingers["open"], 0.04, atol=0.002)
+    np.testing.assert_allclose(fingers["closed"], 0.0, atol=0.002)
+
+
+def _in_isaac(module, folder):
+    """What a module writes that runs in Isaac Lab's Python."""
+    subprocess.run([find_python("isaac", "ISAACLAB_PYTHON"), "-m", module, folder / "told.json"], cwd=ROOT, check=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, capture_output=True)
+    return json.loads((folder / "told.json").read_text())
+
+
+def test_the_stand_in_cube_lies_on_the_stand_in_table():
+    env = IsaacEnv(num_envs=2, config=IsaacConfig(
+        task="Test-Lift-Cube", modules=["tests.sim.isaac_lift"], instructions=["lift the cube"],
+        proprio=["policy.object_position", "policy.joint_pos"]))
+    env.reset(seed=[1, 2], options={"reset_mask": np.ones(2, bool)})
+    for _ in range(25):
+        observation, *_ = env.step(np.zeros((2, env.spec.action_dim), np.float32))
+    env.close()
+    assert env.spec.proprio_names[:4] == ("object_position_0", "object_position_1", "object_position_2", "joint_pos_0")
+    np.testing.assert_allclose(observation["proprio"][:, 2], 0.8 * 0.06 / 2, atol=0.003)
+
+
+def test_training_goes_on_when_a_real_process_is_killed(pushing):
+    observation, _ = pushing.reset(seed=range(8), options={"reset_mask": np.ones(8, bool)})
+    os.kill(pushing._parts[0].process._child.pid, signal.SIGKILL)
+    after, _, terminated, truncated, _ = pushing.step(np.zeros((8, 2), np.float32))
+    assert truncated.all()
+    assert not terminated.any()
+    np.testing.assert_array_equal(after["frames"]["camera"], observation["frames"]["camera"])
+    again, _ = pushing.reset(seed=range(8), options={"reset_mask": np.ones(8, bool)})
+    np.testing.assert_array_equal(again["frames"]["camera"], observation["frames"]["camera"])
+
+
+@pytest.fixture(scope="module")
+def pushing():
+    env = IsaacEnv(config=push(), num_envs=8)
+    yield env
+    env.close()
+
+
+def test_the_stand_in_arm_has_the_pandas_kinematics(pushing):
+    """The hand is where the modified Denavit-Hartenberg parameters that Franka Emika publishes put it."""
+    angles = [0.0, 0.2185, 0.0, -2.8958, 0.0, 3.1143, 0.7855]
+    parameters = [(0, 0.333, 0), (0, 0, -1), (0, 0.316, 1), (0.0825, 0, 1), (-0.0825, 0.384, -1), (0, 0, 1),
+                  (0.088, 0, 1)]  # a, d, and alpha in quarter turns
+    frame = np.eye(4)
+    for (a, d, quarter), theta in zip(parameters, angles, strict=True):
+        s, c, sa, ca = np.sin(theta), np.cos(theta), float(quarter), float(not quarter)
+        frame = frame @ [[c, -s, 0, a], [s * ca, c * ca, -sa, -sa * d], [s * sa, c * sa, ca, ca * d], [0, 0, 0, 1]]
+    hand = (frame @ [0, 0, 0.107, 1])[:3]
+    observation, _ = pushing.reset(seed=range(8), options={"reset_mask": np.ones(8, bool)})
+    np.testing.assert_allclose(observation["proprio"], np.tile(hand, (8, 1)), atol=1e-4)
+
+
+def test_the_expert_pushes_the_cube_onto_the_strip(pushing):
+    shown = list(rollout(pushing, ScriptedExpert(pushing, ExpertConfig(burst_probability=0)),
+                         [[seed] for seed in range(8)], sample=False))
+    assert [episode.success for episode in shown] == [Success.YES] * 8
+    for episode in shown:
+        assert episode.reward.sum() == 4  # at the success, and in the three control steps after it
+        assert np.flatnonzero(episode.terminated).tolist() == [len(episode) - 4]
+        assert episode.provenance["assets"] == "stand_in"
+        assert episode.embodiment == "isaac-panda-stand-in"
+        first, last = (episode.frames["camera"][at].astype(int) for at in (0, -1))
+        red, green = ((picture[..., channel] > picture[..., 1 - channel] + 60).sum()
+                      for picture, channel in ((first, 0), (first, 1)))
+        assert red > 20
+        assert (last[..., 1] > last[..., 0] + 60).sum() < green  # the cube hides part of the strip
+    assert len({episode.frames["camera"][0].tobytes() for episode in shown}) == 8
+    assert len({episode.instruction for episode in shown}) > 1
