@@ -164,8 +164,10 @@ class LiberoTask:
         self._libero.reset()
 
     def _begin(self) -> None:
-        """Leave the simulation as a hard reset does: furniture where its file has it, the solver warmed up twice."""
+        """Leave all as a hard reset does: the gripper, furniture where its file has it, the solver warmed up twice."""
         self._clear()
+        gripper = self._env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)
         model = self._sim.model
         for furniture in self._env.fixtures_dict.values():
             body = self._env.model.root.find(f".//body[@name='{furniture.root_body}']")
