@@ -27,7 +27,7 @@ class LiberoConfig:
     render_size: int | None = None
     """Pixels that are drawn and then resized with Lanczos' filter; null: ``image_size``. OpenVLA-OFT: 256, then 224."""
     fast_rendering: bool = True
-    """Without shadows, reflections and smooth edges. False draws what the benchmark draws."""
+    """Without shadows, reflections, smooth edges and fine meshes. False draws what the benchmark draws."""
     wait_steps: int = 10
     """Control steps after a reset, before an episode begins, in which everything comes to rest."""
     max_episode_steps: int | None = None
