@@ -1,4 +1,4 @@
-"""Isaac Lab, the real one, through its worker process: Newton on a CPU."""
+"""Isaac Lab, the real one, through its worker process: Newton on a CPU. Its contract is in ``test_env_contract``."""
 
 import json
 import os
@@ -14,18 +14,10 @@ from sim.expert import ExpertConfig, ScriptedExpert
 from sim.isaac.config import IsaacConfig
 from sim.isaac.env import IsaacEnv
 from sim.remote.environments import find_python
-from tests.contract import check_env
-from tests.sim.isaac import CARTPOLE, REACH, ROOT, push, real
+from tests.sim.isaac import ROOT, push, real
 from tests.sim.test_isaac import GOLDEN
 
 pytestmark = real
-
-
-@pytest.mark.parametrize("config", [
-    pytest.param(CARTPOLE, id="cartpole"), pytest.param(REACH, id="reach"),
-    pytest.param(push(max_episode_steps=8, steps_after_success=0), id="push")])
-def test_the_real_one_keeps_the_contract(config):
-    check_env(lambda: IsaacEnv(config=config, num_envs=2))
 
 
 def test_the_real_one_still_does_what_was_recorded(tmp_path):
