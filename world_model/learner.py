@@ -231,8 +231,14 @@ class WorldModelLearner:
         (folder / "world_model.json").write_text(json.dumps(facts, indent=1))
 
     @staticmethod
-    def from_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -> WorldModelLearner:
-        """Load what ``save_pretrained`` wrote, with fresh optimisers. Raises ``UserError`` when there is nothing."""
+    def from_pretrained(
+        folder: str | Path, *, device: torch.device | str = "cpu", changes: Mapping[str, Any] | None = None
+    ) -> WorldModelLearner:
+        """Load what ``save_pretrained`` wrote, with fresh optimisers. Raises ``UserError`` when there is nothing.
+
+        ``changes`` replaces values of its configuration that do not change its shape; with ``steps`` 0 fits go on at
+        the rates of later ones.
+        """
         folder = Path(folder)
         try:
             facts = json.loads((folder / "world_model.json").read_text())
@@ -240,7 +246,7 @@ class WorldModelLearner:
             raise UserError(f"no world model at {folder}: expected a folder with world_model.json") from None
         values = facts["config"]
         widths = {name: tuple(values[name]) for name in ("widths", "vae_widths")}
-        config = WorldModelConfig(**{**values, **widths})
+        config = WorldModelConfig(**{**values, **widths, **(changes or {})})
         spec, statistics = Spec.from_dict(facts["spec"]), Statistics.from_dict(facts["statistics"])
         learner = WorldModelLearner(config, spec=spec, statistics=statistics, seed=facts["seed"], device=device)
         with quiet():
