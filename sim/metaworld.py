@@ -21,7 +21,7 @@ import numpy as np
 
 from data.types import Spec, Statistics, UserError
 from sim.gl import ensure_gl
-from sim.perturbation import FACTORS, Perturbation, Ranges, draw, ranges
+from sim.perturbation import FACTORS, Perturbation, Ranges, draw, fixed, ranges
 from sim.task import Progress, Step, check_counts, check_name
 from sim.tasks import MIXES, TASKS, phrasings
 
@@ -76,7 +76,8 @@ class MetaWorldConfig:
     max_episode_steps: int = 50
     """Control steps until an episode is truncated."""
     perturbation: Perturbation = field(default_factory=Perturbation)
-    randomise: str | Ranges = field(default_factory=dict)
+    """Or its factors by name, as a mapping; null is none."""
+    randomise: str | Ranges | None = None
     """Ranges from which each episode's seed draws its perturbation (``sim.perturbation``), or their name."""
     observation: str = "pixels"
     """``pixels``: a picture and ``PROPRIO``. ``state``: no picture, and ``STATE`` as proprio."""
@@ -101,6 +102,7 @@ class MetaWorldConfig:
                 "action_repeat * max_episode_steps must be at most Meta-World's 500 steps, "
                 f"got {self.action_repeat * self.max_episode_steps}"
             )
+        object.__setattr__(self, "perturbation", fixed(self.perturbation, self.factors, simulator="Meta-World"))
         self.ranges()
 
     def ranges(self) -> Ranges:

@@ -14,12 +14,13 @@ import pytest
 from data.store import ReplayStore
 from data.types import Env, Source
 from sim.isaac.env import IsaacEnv
+from sim.libero.env import LiberoConfig, LiberoEnv
 from sim.metaworld import MetaWorldConfig
 from sim.pusht import PushTConfig
 from sim.stand_in import stand_in_config
 from sim.vector import VectorEnv
 from tests.contract import check_env
-from tests.sim import isaac
+from tests.sim import isaac, test_libero
 from tests.world_model.conftest import SPEC, STATISTICS, episode
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
@@ -59,6 +60,8 @@ TARGETS = [
                  id="robot-stand-in", marks=sim),
     pytest.param(ready(partial(pusht, workers=0)), id="pusht", marks=needs_pusht),
     pytest.param(ready(partial(pusht, workers=2)), id="pusht-in-processes", marks=needs_pusht),
+    pytest.param(ready(partial(LiberoEnv, suite="libero_object", tasks=[0], workers=1, config=LiberoConfig(
+        image_size=32, max_episode_steps=6))), id="libero", marks=test_libero.real),
     pytest.param(imagination, id="imagination"),
     *(pytest.param(ready(partial(isaac.fake, **changes)), id=f"isaac-fake{name}") for name, changes in {
         "": {}, "-task-reward": {"reward": "task", "success": None}, "-in-processes": {"workers": 2, "num_envs": 2},
