@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.rollout import rollout
-from data.types import Success
+from data.types import Success, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.isaac.config import IsaacConfig
 from sim.isaac.env import IsaacEnv
@@ -97,3 +97,12 @@ def test_the_expert_pushes_the_cube_onto_the_strip(pushing):
         assert (last[..., 1] > last[..., 0] + 60).sum() < green  # the cube hides part of the strip
     assert len({episode.frames["camera"][0].tobytes() for episode in shown}) == 8
     assert len({episode.instruction for episode in shown}) > 1
+
+
+def test_a_task_that_needs_isaac_sim_says_so_in_one_line():
+    look = subprocess.run([find_python("isaac", "ISAACLAB_PYTHON"), "-c", "import isaacsim"], capture_output=True)
+    if look.returncode == 0:
+        pytest.skip("Isaac Sim is there")
+    with pytest.raises(UserError, match="Isaac Sim did not start for IsaacContrib-Lift-Cube-Franka") as error:
+        IsaacEnv(config=IsaacConfig(task="IsaacContrib-Lift-Cube-Franka", instructions=["lift the cube"]), num_envs=2)
+    assert "\n" not in str(error.value)
