@@ -13,7 +13,7 @@ from sim.remote.environments import find_python
 
 
 class IsaacEnv(RemoteEnv):
-    """``num_envs`` rows of one task, shared by ``workers`` processes (one per GPU or core; one simulates them all)."""
+    """``num_envs`` rows of one task, shared by ``workers`` processes; one simulates them all."""
 
     rows_together = True
 

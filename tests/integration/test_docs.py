@@ -33,7 +33,8 @@ SMALL = {
 }
 STALE = ["tasks=[reach-v3]", "seeds=[0]", "experiment.max_episode_steps=12", "experiment.last=1"]
 ELSEWHERE = {"env=isaac": ("isaac", "ISAACLAB_PYTHON"), "experiment=isaac_push": ("isaac", "ISAACLAB_PYTHON"),
-             "env=libero": ("libero", "LIBERO_PYTHON"), "suite=simulators": ("libero", "LIBERO_PYTHON")}
+             "suite=simulators_isaac": ("isaac", "ISAACLAB_PYTHON"), "env=libero": ("libero", "LIBERO_PYTHON"),
+             "suite=simulators": ("libero", "LIBERO_PYTHON")}
 """Words of commands that need an environment of their own, which may not be there."""
 SUITES = {  # the first that a command has
     "experiment=isaac_push": ["loop.iterations=1", "loop.updates_per_iteration=1", "loop.episodes_per_iteration=2",
@@ -41,6 +42,7 @@ SUITES = {  # the first that a command has
                               "env.config.max_episode_steps=8", "env.num_envs=2", "evaluation.trials_per_task=1"],
     "env=libero": ["env.config.max_episode_steps=8", "env.num_envs=1"],
     "suite=simulators": ["rounds=1", "steps=2", "simulators.libero.num_envs=1"],
+    "suite=simulators_isaac": ["rounds=1", "steps=2", "simulators.isaac.num_envs=1"],
     "env=isaac": ["env.config.max_episode_steps=8", "env.num_envs=2"],
     **{f"regime={regime}": [*STALE, *(f"rounds.{name}.regime.{what}=2" for name in rounds
                                       for what in ("iterations", "updates_per_iteration"))]

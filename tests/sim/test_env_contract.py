@@ -68,7 +68,7 @@ TARGETS = [
     }.items()),
     *(pytest.param(ready(partial(IsaacEnv, config=config, num_envs=2)), id=f"isaac-{name}", marks=isaac.real)
       for name, config in {
-        "cartpole": isaac.CARTPOLE, "reach": isaac.REACH,
+        "cartpole": isaac.CARTPOLE, "cartpole-camera": isaac.CAMERA, "reach": isaac.REACH,
         "push": isaac.push(max_episode_steps=8, steps_after_success=0),
     }.items()),
 ]
