@@ -11,12 +11,10 @@ import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
+from sim.meshes import thin_meshes
 from sim.perturbation import Perturbation
 
 WORKSPACE_POSITION, WORKSPACE_TARGET, WORKSPACE_FOVY = (1.05, 0.22, 0.78), (0.0, 0.66, 0.13), 41.0
-
-THIN_CELL = 0.64
-"""Robot meshes are drawn with one vertex per cell of ``THIN_CELL / image_size`` metres: about two thirds of a pixel."""
 
 _PERTURBED = ("dof_damping", "geom_friction", "body_mass", "body_inertia", "light_diffuse", "light_ambient",
               "light_specular", "light_dir", "cam_pos", "cam_quat", "cam_fovy", "mat_rgba", "geom_rgba")
@@ -111,7 +109,7 @@ def _texels(model: Any, texture: str) -> np.ndarray:
 
 def _make_renderer(model: Any, size: int) -> mujoco.Renderer:
     """A renderer of ``size`` by ``size`` pixels that leaves out what costs time and shows little."""
-    _thin_meshes(model, THIN_CELL / size)
+    thin_meshes(model, size)
     quality, buffer = model.vis.quality, model.vis.global_
     quality.offsamples, quality.shadowsize = 0, 0  # the shadow map would be 64 MB and most of the time
     buffer.offwidth = buffer.offheight = size
@@ -138,27 +136,3 @@ def _look_at(position: tuple[float, ...], target: tuple[float, ...]) -> np.ndarr
     quaternion = np.zeros(4)
     mujoco.mju_mat2Quat(quaternion, np.stack([right, np.cross(backward, right), backward], axis=1).ravel())
     return quaternion
-
-
-def _thin_meshes(model: Any, cell: float) -> None:
-    """Draw detailed meshes with one vertex per ``cell`` metres; physics, which reads hulls, does not change.
-
-    Software GL spends its time on vertices: the arm alone has 60,000 triangles for a picture of 4,096 pixels.
-    """
-    for mesh in range(model.nmesh):
-        start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
-        if count < 2000:
-            continue
-        vertices = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
-        cells = np.floor(vertices / cell).astype(np.int64)
-        _, first, cluster = np.unique(cells, axis=0, return_index=True, return_inverse=True)
-        corners = np.sort(cluster.reshape(-1)[model.mesh_face[start : start + count]], axis=1)
-        whole = np.flatnonzero((corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2]))
-        _, kept = np.unique(corners[whole], axis=0, return_index=True)
-        kept = start + whole[np.sort(kept)]
-        end = start + len(kept)
-        model.mesh_face[start:end] = first[cluster.reshape(-1)[model.mesh_face[kept]]]
-        model.mesh_facenormal[start:end] = model.mesh_facenormal[kept]
-        model.mesh_facetexcoord[start:end] = model.mesh_facetexcoord[kept]
-        model.mesh_facenum[mesh] = len(kept)
-

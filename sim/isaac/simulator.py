@@ -208,8 +208,10 @@ def _columns(env: Any, observation: Mapping[str, Any], wanted: Any) -> tuple[lis
             found |= {f"{group}.{term}": [(group, term, slice(None), tensor.shape[1], term)]
                       for term, tensor in value.items()}
             continue
+        if value.ndim != 2:  # pictures
+            continue
         found[group] = [(group, "", slice(None), value.shape[1], group)]
-        if manager is None or value.ndim != 2:
+        if manager is None:
             continue
         ends = np.cumsum([shape[0] for shape in manager.group_obs_term_dim[group]]).tolist()
         parts = [(group, "", slice(start, end), end - start, term)

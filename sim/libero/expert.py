@@ -19,6 +19,8 @@ HOVER, CARRY = 0.12, 0.28
 """Metres above the thing before the hand goes down to it, and above the goal's floor while it carries."""
 ALIGNED, REACHED, INSIDE = 0.012, 0.02, 0.07
 """Metres: beside the thing's axis, from the place to grasp, and from the goal's axis where the thing has arrived."""
+FINGERS = 0.03
+"""Metres that they reach below the palm, beyond what they hold."""
 FULLY_OPEN = 0.077
 """Metres between the fingers."""
 
@@ -57,10 +59,12 @@ def _action(hand: np.ndarray, target: np.ndarray, gripper: float) -> np.ndarray:
 
 
 def _places(env: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Centre of the thing, and of the place that it shall be in: ``[3]`` metres each."""
+    """Where to grasp the thing, and the middle of where it shall be: ``[3]`` metres each."""
     goals = env.parsed_problem["goal_state"]
     if len(goals) != 1 or goals[0][0] != "in" or goals[0][1] not in env.objects_dict:
         raise BadInputError(f"no scripted expert knows how to do {goals}: it puts one thing into another, as in "
                             "env.suite=libero_object; start from a policy, loop.warm_start=<folder>, or from logs")
     _, thing, region = goals[0]
-    return np.array(env.sim.data.body_xpos[env.obj_body_id[thing]]), np.array(env.sim.data.get_site_xpos(region))
+    place = np.array(env.sim.data.body_xpos[env.obj_body_id[thing]])
+    place[2] += max(0.0, env.get_object(thing).top_offset[2] - FINGERS)
+    return place, np.array(env.sim.data.get_site_xpos(region))

@@ -14,6 +14,7 @@ from robosuite.utils.observables import sensor
 from robosuite.utils.transform_utils import quat2axisangle
 
 from sim.libero.expert import pick_and_place
+from sim.meshes import thin_meshes
 from sim.remote.protocol import Answers
 
 CONTROL_HZ = 20.0
@@ -62,7 +63,8 @@ class LiberoTask:
             bddl_file_name=suite.get_task_bddl_file_path(number), camera_heights=settings.render_size,
             camera_widths=settings.render_size, camera_names=[CAMERAS[camera] for camera in settings.cameras])
         self._env, self._sim = self._libero.env, self._libero.sim
-        self._env.hard_reset = False  # draws and places what a hard reset does, without compiling the model: 2.8 s
+        self._env.hard_reset = False  # it compiles the model again, for 2.8 s; ``_begin`` does the rest
+        self._sim.reset, self._clear = self._begin, self._sim.reset
         if settings.fast_rendering:
             self._render_fast()
         self._draws = False
@@ -129,10 +131,9 @@ class LiberoTask:
         model, data = self._sim.model._model, self._sim.data._data
         for name in _PLACES:
             getattr(model, name)[:] = snapshot[name]
-        for again in (True, False):  # looking forward moves what the solver starts from
-            mujoco.mj_setState(model, data, snapshot["state"], _STATE)
-            if again:
-                mujoco.mj_forward(model, data)
+        mujoco.mj_setState(model, data, snapshot["state"], _STATE)
+        mujoco.mj_forward(model, data)  # for the expert; it moves what the solver starts from, so set that again
+        mujoco.mj_setState(model, data, snapshot["state"], _STATE)
         for each, (since, sampled) in zip(self._env._observables.values(), snapshot["clocks"], strict=True):
             each._time_since_last_sample, each._sampled = float(since), bool(sampled)
         robot = self._env.robots[0]
@@ -161,6 +162,20 @@ class LiberoTask:
         np.random.set_state(self._generators[trial])
         self._libero.reset()
 
+    def _begin(self) -> None:
+        """Leave all as a hard reset does: the gripper, furniture where its file has it, the solver warmed up twice."""
+        self._clear()
+        gripper = self._env.robots[0].gripper
+        gripper.current_action = np.zeros(gripper.dof)
+        model = self._sim.model
+        for furniture in self._env.fixtures_dict.values():
+            body = self._env.model.root.find(f".//body[@name='{furniture.root_body}']")
+            number = model.body_name2id(furniture.root_body)
+            model.body_pos[number] = np.fromstring(body.get("pos", "0 0 0"), sep=" ")
+            model.body_quat[number] = np.fromstring(body.get("quat", "1 0 0 0"), sep=" ")
+        for _ in range(2):  # one by the simulation, one by the renderer that a hard reset makes
+            self._sim.forward()
+
     def _look(self, call: Any, *arguments: Any, draw: bool) -> Any:
         """Call LIBERO; pictures that it takes meanwhile are drawn only if asked for."""
         self._draws = draw
@@ -186,7 +201,8 @@ class LiberoTask:
         return draw
 
     def _render_fast(self) -> None:
-        """Leave shadows, reflections and smooth edges out: on a CPU they are most of the time."""
+        """Leave shadows, reflections, smooth edges and fine meshes out: on a CPU they are most of the time."""
+        thin_meshes(self._sim.model, self._settings.render_size)
         quality, buffer = self._sim.model.vis.quality, self._sim.model.vis.global_
         quality.offsamples, quality.shadowsize = 0, 0
         buffer.offwidth = buffer.offheight = self._settings.render_size

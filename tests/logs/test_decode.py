@@ -69,6 +69,13 @@ def test_reduced_decoding_of_noise():
     assert levels.max() <= 6
 
 
+def test_a_picture_is_turned_and_then_cropped():
+    picture = scene(64, 64)
+    (turned,) = decode._squares(lambda numbers, least=None: [picture], np.arange(1), decode.Camera(
+        stream="front", crop=(0.5, 0.0, 1.0, 0.5), turned=True), 32)
+    np.testing.assert_array_equal(turned, picture[32:, :32][::-1, ::-1])
+
+
 def test_what_is_small_already_or_no_jpeg_is_decoded_whole():
     for levels in apart([jpeg(scene(120, 160)), scene(480, 640)]):
         assert levels.max() == 0

@@ -50,7 +50,7 @@ def benchmark_simulators(
 def _measure(env: RemoteEnv, rounds: int, steps: int, watch: Callable[[], None]) -> dict[str, float]:
     """Rates, and the share of the simulator's own rate that is left through the worker, round by round."""
     if rounds < 1 or not 1 <= steps < env.max_episode_steps:
-        raise UserError(f"suite=simulators needs rounds of at least 1, and steps from 1 to {env.max_episode_steps - 1}: "
+        raise UserError(f"suite=simulators needs rounds of at least 1 and steps from 1 to {env.max_episode_steps - 1}: "
                         f"below an episode's; got rounds={rounds} steps={steps}")
     n = env.num_envs
     everything = {"reset_mask": np.ones(n, bool)}
