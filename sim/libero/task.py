@@ -131,10 +131,9 @@ class LiberoTask:
         model, data = self._sim.model._model, self._sim.data._data
         for name in _PLACES:
             getattr(model, name)[:] = snapshot[name]
-        for again in (True, False):  # looking forward moves what the solver starts from
-            mujoco.mj_setState(model, data, snapshot["state"], _STATE)
-            if again:
-                mujoco.mj_forward(model, data)
+        mujoco.mj_setState(model, data, snapshot["state"], _STATE)
+        mujoco.mj_forward(model, data)  # for the expert; it moves what the solver starts from, so set that again
+        mujoco.mj_setState(model, data, snapshot["state"], _STATE)
         for each, (since, sampled) in zip(self._env._observables.values(), snapshot["clocks"], strict=True):
             each._time_since_last_sample, each._sampled = float(since), bool(sampled)
         robot = self._env.robots[0]

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.types import UserError
-from sim.metaworld import MetaWorldConfig, MetaWorldTask
+from sim.metaworld import MetaWorldConfig
 from sim.perturbation import FACTORS, RANGES, Perturbation, draw, ranges
 from sim.pusht import PushTConfig
+from sim.task import Task
 from sim.tasks import HELD_OUT, PHRASINGS, TASKS, phrasings
 from sim.vector import VectorEnv
 
 
-def build(task: str, **config) -> MetaWorldTask:
+def build(task: str, **config) -> Task:
     made = MetaWorldConfig(**config)
     made.prepare()
     return made.make(task)

@@ -68,7 +68,7 @@ def test_noise_is_the_same_in_any_row_and_after_any_episode(demo):
 @pytest.mark.sim
 def test_thinned_meshes_do_not_change_the_physics(monkeypatch):
     from sim import metaworld_scene
-    from sim.metaworld import MetaWorldTask
+    from sim.metaworld_task import MetaWorldTask
 
     def states():
         task = MetaWorldTask("door-close-v3", SHORT)

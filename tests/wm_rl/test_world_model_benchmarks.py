@@ -72,6 +72,7 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert set(quality["simulated"]) == {str(made / "policies" / "2"), str(made / "policies" / "4")}
     assert all(0 <= value <= 1 for row in quality["imagined"] for value in row.values())
     assert first["denoising_share"] > 0
+    assert 0 <= first["claims_agree"] <= 1
     assert first["imagined_fps"] > 0
     assert first["simulated_fps"] > 0
     assert (made / "ranking.png").is_file()
