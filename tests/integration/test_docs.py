@@ -37,7 +37,8 @@ SUITES = {  # the first that a command has
     "experiment=isaac_push": ["loop.iterations=1", "loop.updates_per_iteration=1", "loop.episodes_per_iteration=2",
                               "loop.prefill_episodes=2", "loop.demonstrations_per_task=2", "cloning.steps=3",
                               "env.config.max_episode_steps=8", "env.num_envs=2", "evaluation.trials_per_task=1"],
-    "env=libero": ["env.config.max_episode_steps=8", "env.num_envs=1"],
+    "store=runs/libero.zarr": ["env.config.max_episode_steps=8", "env.num_envs=1", "episodes=1"],
+    "env=libero": [*LOOP[:5], "env.config.max_episode_steps=8", "env.num_envs=1"],
     "suite=simulators": ["rounds=1", "steps=2", "simulators.libero.num_envs=1"],
     "env=isaac": ["env.config.max_episode_steps=8", "env.num_envs=2"],
     **{f"regime={regime}": [*STALE, *(f"rounds.{name}.regime.{what}=2" for name in rounds
