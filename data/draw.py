@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +50,28 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"replay.{name}: expected 0 or more, or null, got {value}")
+
+
+def task_weight(failures: Collection[bool]) -> float:
+    """1 + the percentage of failures, after one more success and one more failure; 51 where nothing is known."""
+    return 1 + RECENT * (sum(failures) + 1) / (len(failures) + 2)
+
+
+def own_failures(episodes: Episodes) -> dict[str, deque[bool]]:
+    """For each task, whether the policy failed in each of its newest ``RECENT`` simulated episodes."""
+    failures: dict[str, deque[bool]] = defaultdict(lambda: deque(maxlen=RECENT))
+    own = np.flatnonzero(_own(episodes, slice(None)))
+    failed = episodes.code("success")[own] == _NO
+    for task, failure in zip(episodes.words("task", own), failed.tolist(), strict=True):
+        failures[task].append(failure)
+    return failures
+
+
+def _own(episodes: Episodes, rows: slice) -> np.ndarray:
+    """Which of ``rows`` a policy of ours played in simulation, with a known outcome."""
+    source, behaviour, version, outcome = (
+        episodes.code(name)[rows] for name in ("source", "behaviour", "policy_version", "success"))
+    return (source == _SIM) & (behaviour == _LOGGED) & (version != NOT_OURS) & (outcome != _OUTCOME_UNKNOWN)
 
 
 class EpisodeDraw:
@@ -108,7 +130,7 @@ class EpisodeDraw:
         totals = np.array([stratum.tree.total for stratum in strata.values()])
         weights = totals
         if self.limits.task_weights == "failures":
-            weights = np.array([self._failure_weight(task) for task in strata]) * (totals > 0)
+            weights = np.array([task_weight(self._failures.get(task, ())) for task in strata]) * (totals > 0)
         ends = weights.cumsum()
         which = np.minimum(np.searchsorted(ends, rng.random(windows) * ends[-1], side="right"), len(ends) - 1)
         places = rng.random(windows)
@@ -170,10 +192,8 @@ class EpisodeDraw:
                     heapq.heappush(self._versions, value)
                 self._by_version[value].append(group)
         if self.limits.task_weights == "failures":
-            outcome = episodes.code("success")[first:last]
-            own = (source == _SIM) & (episodes.code("behaviour")[first:last] == _LOGGED) & (version != NOT_OURS)
-            own &= outcome != _OUTCOME_UNKNOWN
-            failed = outcome == _NO
+            own = _own(episodes, slice(first, last))
+            failed = episodes.code("success")[first:last] == _NO
             for task_code, failure in zip(task[own].tolist(), failed[own].tolist(), strict=True):
                 self._failures[task_code].append(failure)
 
@@ -200,10 +220,6 @@ class EpisodeDraw:
         for code, task_code in np.unique(np.stack([source, task], axis=1), axis=0).tolist():
             mine = (source == code) & (task == task_code)
             self._strata[code][task_code].tree.set(leaf[mine], 0.0)
-
-    def _failure_weight(self, task: int) -> float:
-        recent = self._failures.get(task, ())
-        return 1 + RECENT * (sum(recent) + 1) / (len(recent) + 2)
 
 
 class _Stratum:

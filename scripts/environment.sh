@@ -17,4 +17,4 @@ if ! "$python" -c 'import ensurepip' 2>/dev/null; then
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  --constraint constraints.txt --editable '.[metaworld,ray,dev]'
+  --constraint constraints.txt --editable '.[metaworld,pusht,ray,dev]'

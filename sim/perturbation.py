@@ -98,7 +98,16 @@ RANGES: Mapping[str, Ranges] = {"mild": {
 """Ranges with a name: what ``randomise`` may be instead of a mapping; of them a simulator takes what it has."""
 
 
-def ranges(randomise: str | Ranges, factors: Collection[str], *, simulator: str) -> dict[str, tuple[float, float]]:
+def fixed(perturbation: Perturbation | Mapping[str, Any] | None, factors: Collection[str], *,
+          simulator: str) -> Perturbation:
+    """A perturbation, or its factors by name. UserError for one that ``simulator`` lacks."""
+    given = perturbation.changes if isinstance(perturbation, Perturbation) else perturbation or {}
+    check_factors(given, factors, simulator=simulator)
+    return Perturbation(**given)
+
+
+def ranges(randomise: str | Ranges | None, factors: Collection[str], *,
+           simulator: str) -> dict[str, tuple[float, float]]:
     """Check ``randomise`` and return the ranges that apply.
 
     Raises:
@@ -110,6 +119,7 @@ def ranges(randomise: str | Ranges, factors: Collection[str], *, simulator: str)
         if randomise not in RANGES:
             raise UserError(f"randomise must be one of {', '.join(RANGES)}, or ranges of factors, got {randomise!r}")
         randomise = {name: pair for name, pair in RANGES[randomise].items() if name in factors}
+    randomise = randomise or {}
     check_factors(randomise, factors, simulator=simulator)
     for name, pair in randomise.items():
         if isinstance(_NOMINAL[name], str):
@@ -129,8 +139,8 @@ def check_factors(names: Collection[str], factors: Collection[str], *, simulator
             raise UserError(f"perturbation {name} {known}; it has {', '.join(sorted(factors))}")
 
 
-def draw(fixed: Perturbation, varied: Ranges, seed: int) -> Perturbation:
-    """``fixed``, with each factor of ``varied`` drawn uniformly by ``seed`` and its name alone."""
+def draw(usual: Perturbation, varied: Ranges, seed: int) -> Perturbation:
+    """``usual``, with each factor of ``varied`` drawn uniformly by ``seed`` and its name alone."""
     drawn = {}
     for name, (low, high) in varied.items():
         random = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(f"randomise {name}".encode())]))
@@ -138,7 +148,7 @@ def draw(fixed: Perturbation, varied: Ranges, seed: int) -> Perturbation:
         whole = isinstance(_NOMINAL[name], int)
         values = random.integers(int(low), int(high) + 1, count) if whole else random.uniform(low, high, count)
         drawn[name] = _fill(name, values.tolist())
-    return dataclasses.replace(fixed, **drawn) if drawn else fixed
+    return dataclasses.replace(usual, **drawn) if drawn else usual
 
 
 def _fill(name: str, values: list[float]) -> Any:

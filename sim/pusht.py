@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data.types import Spec, Statistics, UserError
-from sim.perturbation import Perturbation, Ranges, check_factors, draw, ranges
+from sim.perturbation import Perturbation, Ranges, draw, fixed, ranges
 from sim.pusht_expert import PushTExpert
 from sim.task import Progress, Step, check_counts, check_name
 from sim.tasks import phrasings
@@ -46,14 +46,15 @@ class PushTConfig:
     max_episode_steps: int = 300
     """Control steps (0.1 s) until an episode is truncated."""
     perturbation: Perturbation = field(default_factory=Perturbation)
-    randomise: str | Ranges = field(default_factory=dict)
+    """Or its factors by name, as a mapping; null is none."""
+    randomise: str | Ranges | None = None
     """Ranges from which each episode's seed draws its perturbation (``sim.perturbation``), or their name."""
     steps_after_success: int = 0
     """Control steps that an episode goes on after it succeeded, as far as ``max_episode_steps`` allows."""
 
     def __post_init__(self) -> None:
         check_counts(self)
-        check_factors(self.perturbation.changes, self.factors, simulator="PushT")
+        object.__setattr__(self, "perturbation", fixed(self.perturbation, self.factors, simulator="PushT"))
         self.ranges()
 
     def ranges(self) -> Ranges:

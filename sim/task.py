@@ -41,8 +41,6 @@ class Step(NamedTuple):
 class Task(Protocol):
     """One environment that plays one task."""
 
-    progress: Progress
-
     def reset(self, seed: int) -> Step:
         """Start the episode that ``seed`` names; all that follows depends on it alone."""
         ...

@@ -55,7 +55,7 @@ class VectorEnv:
         self.metadata: dict[str, Any] = {"autoreset_mode": "disabled", "render_fps": self.spec.control_hz}
         self.provenance: Mapping[str, Any] = {
             "simulator": config.prepare(),
-            "robot_stand_in": config.perturbation != Perturbation(),
+            "robot_stand_in": self.source is Source.REAL,
             "config": dataclasses.asdict(config),  # type: ignore[call-overload]  # they are dataclasses
             "clock": "simulated seconds",
         }

@@ -64,7 +64,8 @@ def test_every_command_composes_and_binds(command):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_binds(group, choice):
-    command = {"logs": "ingest", "suite": "benchmark", "regime": "benchmark"}.get(group, "train")
+    command = {"logs": "ingest", "suite": "benchmark", "regime": "benchmark",
+               "perturbations": "evaluate"}.get(group, "train")
     needed = ["suite=metaworld"] if group == "regime" else []
     check_binding(compose(command, *needed, f"{group}={choice}"))
 
@@ -101,6 +102,11 @@ MISTAKES = [
     (["ingest", "source=nowhere", "store=made"], "nowhere"),
     (["collect", "episodes=2"], "store=<folder>, lerobot=<folder> or rosbag=<folder>"),
     (["collect", "env.tasks=[door-clse-v3]", "store=made"], "did you mean 'door-close-v3'?"),
+    (["collect", "env=pusht", "env.config.perturbation={zoom:2}", "store=made"], "zoom does not exist in PushT"),
+    (["collect", "env.config.randomise={fog:[0,1]}", "store=made"], "perturbation fog is not known"),
+    (["evaluate", "candidate=nowhere", "perturbations=standrd"], "did you mean 'standard'?"),
+    (["train", "loop.collect_tasks=fails"], "collect_tasks must be one of even, failures"),
+    (["train", "runtime=ray", "loop.collect_tasks=failures"], "type loop.collect_tasks=even, or runtime=local"),
     (["collect", "env.config.camera=corner9", "store=made"], "did you mean 'corner"),
     (["benchmark", "suite=lop"], "there is no suite=lop, did you mean 'loop'?"),
     (["benchmark", "suite=crash", "trails=3"], "there is no setting 'trails', did you mean 'trials'?"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 
@@ -16,7 +17,7 @@ from data.batches import to_torch
 from data.rollout import rollout
 from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
-from data.types import Env, Policy, Trajectory, UserError
+from data.types import Env, Policy, Success, Trajectory, UserError
 from sim.evaluation import evaluate_policy
 from sim.vector import VectorEnv
 from wm_rl.learner import Learner, LearnerConfig
@@ -39,6 +40,8 @@ class Arm:
     """Simulated episodes of a round."""
     branches: int
     """Imagined episodes per iteration."""
+    refit_steps: int
+    """Gradient steps of the success model after every round of simulated episodes; 0: it stays as it was fitted."""
     replay: ReplayConfig
 
     def __post_init__(self) -> None:
@@ -62,6 +65,10 @@ class Experiment:
     objective: Objective
     trust: Trust
     imagination: ImaginationConfig
+    recordings: int
+    """Recorded episodes of the task that imagination branches from and refits see, beside the arm's own."""
+    refit: Mapping[str, Any]
+    """What refits change in the world model's configuration."""
 
 
 def learn(
@@ -70,7 +77,9 @@ def learn(
 ) -> dict[str, Any]:
     """Train from ``warm_start`` until the level is reached; success over simulator steps, and what it took.
 
-    ``recorded`` is what the world model was fitted on, and where imagination branches from.
+    ``recorded`` is what the world model was fitted on. In the curve ``claimed`` counts the successes that imagination
+    saw in the newly simulated episodes' actions (``audit``) before any refit on them, ``true`` those that were
+    recorded, ``dreamt`` the share of imagined episodes since the last point that ended in success.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         env = make_env(tasks=[task], workers=0)
@@ -92,11 +101,13 @@ def _learn(
     learner = Learner(experiment.learner, fabric=Fabric(accelerator="cpu", devices=1), policy=policy,
                       reference=reference, objective=experiment.objective, trust=experiment.trust)
     sampler = DecisionSampler(store, arm.replay, chunk=policy.chunk, seed=seed)
-    dream: Env | None = None
+    model: WorldModelLearner | None = None
+    imagination = replace(experiment.imagination, tasks=(env.tasks[0],))
     if arm.branches:
-        dream = WorldModelLearner.from_pretrained(world_model).imagination(
-            ReplayStore.open(recorded), replace(experiment.imagination, tasks=(env.tasks[0],)), num_envs=arm.branches)
-    steps = {"simulated": 0, "imagined": 0}
+        model = WorldModelLearner.from_pretrained(world_model, changes=experiment.refit)
+        store.append(_spread(ReplayStore.open(recorded), env.tasks[0], experiment.recordings))
+    counts = {"simulated": 0, "imagined": 0, "claimed": 0, "true": 0}
+    dreamt: list[bool] = []
     curve: list[dict[str, float]] = []
     measuring, begun = 0.0, time.process_time()
 
@@ -106,19 +117,27 @@ def _learn(
         played = evaluate_policy(env, policy, trials_per_task=experiment.trials, first_seed=experiment.first_seed,
                                  sample=True)
         measuring += time.process_time() - since
-        curve.append({**steps, "success": played.success().estimate,
-                      "cpu_seconds": time.process_time() - begun - measuring})
+        curve.append({**counts, "dreamt": float(np.mean(dreamt)) if dreamt else 0.0,
+                      "success": played.success().estimate, "cpu_seconds": time.process_time() - begun - measuring})
+        dreamt.clear()
 
     evaluate()
     for iteration in range(arm.iterations):
         if iteration % arm.simulate_every == 0:
             played = play(env, policy, arm.episodes, seed, "collect", iteration)
             store.append(played)
-            steps["simulated"] += sum(map(len, played))
-        if dream is not None:
+            counts["simulated"] += sum(map(len, played))
+            if model is not None:
+                audited = model.audit(store, imagination, episodes=range(len(store) - len(played), len(store)))
+                counts["claimed"] += int(audited["audit/imagined_successes"])
+                counts["true"] += int(audited["audit/recorded_successes"])
+                model.fit_success(store, arm.refit_steps)
+        if model is not None:
+            dream = model.imagination(store, imagination, num_envs=arm.branches)
             imagined = play(dream, policy, arm.branches, seed, "imagine", iteration)
             store.append(imagined)
-            steps["imagined"] += sum(map(len, imagined))
+            counts["imagined"] += sum(map(len, imagined))
+            dreamt += [trajectory.success is Success.YES for trajectory in imagined]
         first = iteration * experiment.updates_per_iteration
         for step in range(first, first + experiment.updates_per_iteration):
             learner.update(to_torch(sampler.sample(step, version=policy.version), torch.device("cpu")))
@@ -128,6 +147,13 @@ def _learn(
                 break
     store.close()
     return {"curve": curve}
+
+
+def _spread(recorded: ReplayStore, task: str, most: int) -> list[Trajectory]:
+    """Up to ``most`` recorded episodes of a task, evenly from the first to the last."""
+    own = np.flatnonzero(np.asarray(recorded.episodes.task).astype(str) == task)
+    chosen = own[np.linspace(0, len(own) - 1, min(most, len(own))).round().astype(int)]
+    return [recorded.trajectory(int(index)) for index in chosen]
 
 
 def play(env: Env, policy: Policy, episodes: int, seed: int, purpose: str, iteration: int) -> list[Trajectory]:

@@ -20,10 +20,12 @@ from data.sampler import DecisionSampler
 from data.store import ReplayStore
 from sim.vector import VectorEnv
 from wm_rl import interrupts
+from wm_rl.curriculum import rows_by_failure
 from wm_rl.learner import Learner
 from wm_rl.loop import Loop, success_rate
 from wm_rl.plans import plans
 from wm_rl.policy import TinyVLA, check_compatible
+from wm_rl.seeding import derive
 from world_model.audit import Drift
 
 
@@ -116,7 +118,10 @@ def imagine(loop: Loop, policy: TinyVLA, store: ReplayStore, iteration: int, *, 
 def _gather(loop: Loop, env: VectorEnv, policy: TinyVLA, store: ReplayStore, iteration: int) -> dict[str, float]:
     """Fresh simulation, and trajectories imagined from what is stored. Returns what the policy achieved."""
     with loop.timed("collect"):
-        acted = loop.roll(env, policy, loop.config.episodes_per_iteration, "collect", iteration)
+        episodes = loop.config.episodes_per_iteration
+        rows = None if loop.config.collect_tasks == "even" else rows_by_failure(
+            store, env.row_tasks, episodes, derive(loop.seed, "tasks", iteration))
+        acted = loop.roll(env, policy, episodes, "collect", iteration, rows=rows)
         store.append(acted)
     metrics = {"collected_success": success_rate(acted), "control_steps": sum(map(len, acted))}
     return metrics | imagine(loop, policy, store, iteration, newest=len(acted)) if loop.imagines else metrics

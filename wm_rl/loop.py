@@ -40,6 +40,7 @@ from wm_rl import interrupts
 from wm_rl.behaviour import hold_out, label_unknown_behaviour, without
 from wm_rl.checkpoint import load_checkpoint, save_checkpoint
 from wm_rl.cloning import CloningConfig, clone
+from wm_rl.curriculum import ORDERS
 from wm_rl.journal import Journal
 from wm_rl.learner import LearnerConfig
 from wm_rl.objectives import Objective
@@ -77,6 +78,8 @@ class LoopConfig:
     warm_start: str | None
     """Folder of a policy to begin from; null clones one from logs and demonstrations."""
     keep_checkpoints: int
+    collect_tasks: str = "even"
+    """Tasks that episodes are collected of: ``even``, or ``failures``: those more often that the policy fails at."""
 
     def __post_init__(self) -> None:
         """Refuse counts that make no run."""
@@ -85,6 +88,8 @@ class LoopConfig:
                      "prefill_episodes", "branches_per_iteration", "refit_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"loop.{name} must be at least 1, got {getattr(self, name)}")
+        if self.collect_tasks not in ORDERS:
+            raise UserError(f"loop.collect_tasks must be one of {', '.join(ORDERS)}, got {self.collect_tasks!r}")
 
 
 class Loop:
@@ -260,12 +265,17 @@ class Loop:
         return policy
 
     def roll(
-        self, env: Env, policy: Policy, episodes: int, purpose: str, number: int = 0, *, title: str | None = None
+        self, env: Env, policy: Policy, episodes: int, purpose: str, number: int = 0, *, title: str | None = None,
+        rows: Sequence[int] | None = None,
     ) -> list[Trajectory]:
-        """Play ``episodes`` training episodes, dealt over the rows of ``env``; ``purpose``, ``number`` seed them."""
+        """Play ``episodes`` training episodes; ``purpose``, ``number`` seed them.
+
+        ``rows``: which row of ``env`` plays each; they are dealt over all of them in turn by default.
+        """
         seeds: list[list[int]] = [[] for _ in range(env.num_envs)]
         for i in range(episodes):
-            seeds[i % env.num_envs].append(training_episode(self.seed, purpose, number, i))
+            row = i % env.num_envs if rows is None else rows[i]
+            seeds[row].append(training_episode(self.seed, purpose, number, i))
         trajectories = rollout(env, policy, seeds, sample=True)
         if title is None:
             return list(trajectories)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import difflib
 import json
 import signal
 import threading
@@ -231,16 +232,27 @@ class WorldModelLearner:
         (folder / "world_model.json").write_text(json.dumps(facts, indent=1))
 
     @staticmethod
-    def from_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -> WorldModelLearner:
-        """Load what ``save_pretrained`` wrote, with fresh optimisers. Raises ``UserError`` when there is nothing."""
-        folder = Path(folder)
+    def from_pretrained(
+        folder: str | Path, *, device: torch.device | str = "cpu", changes: Mapping[str, Any] | None = None
+    ) -> WorldModelLearner:
+        """Load what ``save_pretrained`` wrote, with fresh optimisers.
+
+        ``changes`` replaces values of its configuration that do not change its shape; with ``steps`` 0 fits go on at
+        the rates of later ones. Raises ``UserError`` when there is nothing, or no such value.
+        """
+        folder, changes = Path(folder), changes or {}
+        known = [field.name for field in dataclasses.fields(WorldModelConfig)]
+        for name in changes:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+                raise UserError(f"a world model's configuration has no {name!r}; did you mean {close}?")
         try:
             facts = json.loads((folder / "world_model.json").read_text())
         except (OSError, ValueError):
             raise UserError(f"no world model at {folder}: expected a folder with world_model.json") from None
         values = facts["config"]
         widths = {name: tuple(values[name]) for name in ("widths", "vae_widths")}
-        config = WorldModelConfig(**{**values, **widths})
+        config = WorldModelConfig(**{**values, **widths, **changes})
         spec, statistics = Spec.from_dict(facts["spec"]), Statistics.from_dict(facts["statistics"])
         learner = WorldModelLearner(config, spec=spec, statistics=statistics, seed=facts["seed"], device=device)
         with quiet():

@@ -13,7 +13,9 @@ from sim.remote.environments import find_python
 
 
 class IsaacEnv(RemoteEnv):
-    """``num_envs`` rows of one task, shared by ``workers`` processes (one per GPU or core; one simulates them all)."""
+    """``num_envs`` rows of one task, shared by ``workers`` processes; one simulates them all."""
+
+    rows_together = True
 
     def __init__(
         self, *, config: IsaacConfig, num_envs: int = 16, workers: int = 1, source: Source | str = Source.SIM,

@@ -77,7 +77,7 @@ class LiberoEnv(RemoteEnv):
             suite: LIBERO's name of it, e.g. ``libero_object``; LIBERO-PRO's have theirs, e.g. ``libero_goal_swap``.
             tasks: Their names, or numbers from 0; null: all, which takes 0.7 GB of memory each.
             num_envs: At least one for each task.
-            workers: Processes.
+            workers: Processes; LIBERO never runs in this one, so 0 is 1.
             config: How they are simulated and seen.
             source: ``sim``, or ``real`` where it plays a robot.
             only: Number of a row.
@@ -89,8 +89,8 @@ class LiberoEnv(RemoteEnv):
         base = next((name for name in STEP_LIMITS if suite == name or suite.startswith(f"{name}_")), None)
         if base is None:
             raise UserError(f"expected env.suite of {', '.join(STEP_LIMITS)}, got {suite!r}")
-        if workers < 1:
-            raise UserError(f"expected env.workers of at least 1, got {workers}: LIBERO has processes of its own")
+        if workers < 0:
+            raise UserError(f"expected env.workers of at least 0, got {workers}")
         ensure_gl()
         settings = {**dataclasses.asdict(config), "cameras": list(config.cameras),
                     "render_size": config.render_size or config.image_size,
@@ -101,6 +101,6 @@ class LiberoEnv(RemoteEnv):
             name="libero", python=find_python("libero", "LIBERO_PYTHON"), factory="sim.libero.simulator:make",
             configs=[{"suite": suite, "tasks": None if tasks is None else list(tasks), "num_envs": num_envs,
                       "rows": block.tolist(), "settings": settings}
-                     for block in np.array_split(rows, min(workers, len(rows)))],
+                     for block in np.array_split(rows, max(1, min(workers, len(rows))))],
             environment={"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"},  # processes are the parallelism
             source=source)

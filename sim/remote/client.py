@@ -26,6 +26,8 @@ class RemoteEnv:
     """Rows of a simulator, in one process or in several that each have some of them."""
 
     world_model_version = -1
+    rows_together = False
+    """Whether the simulator steps its rows in one world, so that none can be made by itself (``only=row``)."""
 
     def __init__(
         self,

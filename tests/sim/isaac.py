@@ -16,10 +16,14 @@ ROOT = Path(__file__).parents[2]
 NEWTON = "physics=newton_mjwarp"
 CARTPOLE = IsaacConfig(task="Isaac-Cartpole-Direct", instructions=["balance the pole"], overrides=[NEWTON],
                        max_episode_steps=12, reward="task")
+CAMERA = IsaacConfig(
+    task="Isaac-Cartpole-Camera-Direct", instructions=["balance the pole"], cameras=["tiled_camera"], image_size=48,
+    proprio=["critic"], max_episode_steps=12, reward="task", overrides=[NEWTON, "env.scene.env_spacing=0.0"])
 REACH = IsaacConfig(
     task="Isaac-Reach-Franka", instructions=["reach the pose"], success="term:success", max_episode_steps=8,
     overrides=[NEWTON, "env.observations.policy.enable_corruption=false",
-               "env.scene.env_spacing=0.0"])  # rows beside each other round differently
+               "env.scene.env_spacing=0.0"])
+"""Its rows stand in one place, as those of ``CAMERA``: beside each other they round differently."""
 FAKE = {"task": "Fake-Cartpole", "instructions": ["go right", "to the right"], "cameras": ["camera"],
         "image_size": SIZE, "success": "tests.sim.fake_isaac:to_the_right", "expert": "tests.sim.fake_isaac:push_right"}
 

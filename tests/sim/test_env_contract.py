@@ -1,7 +1,6 @@
-"""One contract, every environment: simulators, the robot stand-in and imagination.
+"""One contract, every environment: simulators in this process and in others, the robot stand-in and imagination.
 
-A simulator in a process of its own (LIBERO, Isaac) is one more line of ``TARGETS``: how to build an environment of 2 to
-8 rows of one short task, its marks, and how exactly a seed repeats itself there.
+A simulator is one more line of ``TARGETS``: how to build an environment of 2 to 8 rows of one short task; its marks.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import pytest
 
 from data.store import ReplayStore
 from data.types import Env, Source
+from sim.isaac.env import IsaacEnv
 from sim.libero.env import LiberoConfig, LiberoEnv
 from sim.metaworld import MetaWorldConfig
 from sim.pusht import PushTConfig
 from sim.stand_in import stand_in_config
 from sim.vector import VectorEnv
 from tests.contract import check_env
-from tests.sim.test_libero import real
+from tests.sim import isaac, test_libero
 from tests.world_model.conftest import SPEC, STATISTICS, episode
 from world_model.config import ImaginationConfig, WorldModelConfig
 from world_model.learner import WorldModelLearner
@@ -61,8 +61,16 @@ TARGETS = [
     pytest.param(ready(partial(pusht, workers=0)), id="pusht", marks=needs_pusht),
     pytest.param(ready(partial(pusht, workers=2)), id="pusht-in-processes", marks=needs_pusht),
     pytest.param(ready(partial(LiberoEnv, suite="libero_object", tasks=[0], workers=1, config=LiberoConfig(
-        image_size=32, max_episode_steps=6))), id="libero", marks=real),
+        image_size=32, max_episode_steps=6))), id="libero", marks=test_libero.real),
     pytest.param(imagination, id="imagination"),
+    *(pytest.param(ready(partial(isaac.fake, **changes)), id=f"isaac-fake{name}") for name, changes in {
+        "": {}, "-task-reward": {"reward": "task", "success": None}, "-in-processes": {"workers": 2, "num_envs": 2},
+    }.items()),
+    *(pytest.param(ready(partial(IsaacEnv, config=config, num_envs=2)), id=f"isaac-{name}", marks=isaac.real)
+      for name, config in {
+        "cartpole": isaac.CARTPOLE, "cartpole-camera": isaac.CAMERA, "reach": isaac.REACH,
+        "push": isaac.push(max_episode_steps=8, steps_after_success=0),
+    }.items()),
 ]
 
 

@@ -17,7 +17,7 @@ from sim.expert import ExpertConfig, ScriptedExpert
 from sim.metaworld import MetaWorldConfig
 from sim.perturbation import Perturbation
 from sim.stand_in import stand_in_config
-from sim.tasks import DEMO_TASKS, PHRASINGS, TASKS, phrasings
+from sim.tasks import DEMO_TASKS, MIXES, PHRASINGS, TASKS, phrasings
 from sim.vector import VectorEnv
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_noise_is_the_same_in_any_row_and_after_any_episode(demo):
 @pytest.mark.sim
 def test_thinned_meshes_do_not_change_the_physics(monkeypatch):
     from sim import metaworld_scene
-    from sim.metaworld import MetaWorldTask
+    from sim.metaworld_task import MetaWorldTask
 
     def states():
         task = MetaWorldTask("door-close-v3", SHORT)
@@ -113,10 +113,14 @@ def test_other_cameras_stand_upright():
     assert picture[-16:].std() > 10  # table and pedestal below
 
 
-def test_task_list_is_metaworlds():
-    script = "import sim.gl; sim.gl.ensure_gl(); from metaworld.env_dict import ENV_CLS_MAP; print(*ENV_CLS_MAP)"
+def test_task_list_and_mixes_are_metaworlds():
+    script = ("import sim.gl; sim.gl.ensure_gl(); from metaworld import env_dict as known; print(*known.ENV_CLS_MAP);"
+              "print(*known.MT10_V3); print(*known.MT25_V3); print(*known.MT50_V3)")
     names = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(names.split()) == set(TASKS)
+    everything, *mixes = (line.split() for line in names.splitlines())
+    assert set(everything) == set(TASKS)
+    assert [set(mix) for mix in mixes] == [set(MIXES[name]) for name in ("mt10", "mt25", "mt50")]
+    assert MetaWorldConfig().tasks(["mt10", "door-close-v3", "reach-v3"]) == (*MIXES["mt10"], "door-close-v3")
     assert all(len(set(phrasings(task))) >= 4 for task in TASKS)
 
 

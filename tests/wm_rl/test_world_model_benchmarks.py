@@ -13,7 +13,7 @@ from sim.metaworld import MetaWorldConfig
 from sim.vector import VectorEnv
 from tests.examples import LEARNER
 from wm_rl.cloning import CloningConfig
-from wm_rl.commands.benchmark_imagination import benchmark_imagination
+from wm_rl.commands.benchmark_imagination import _row, _summary, benchmark_imagination
 from wm_rl.commands.benchmark_world_model import Recording, benchmark_world_model
 from wm_rl.data_efficiency import Arm, Experiment, steps_to
 from wm_rl.objectives import Gipo
@@ -50,12 +50,12 @@ def imagination(folder, made, *, level, **changes):
         "tasks": ["drawer-close-v3"], "seeds": [0], "env": ENV, "jobs": 2,
         "experiment": Experiment(
             updates_per_iteration=1, evaluate_every=1, trials=2, first_seed=200, level=level, learner=LEARNER,
-            objective=Gipo(beta=0.5), trust=Trust(),
+            objective=Gipo(beta=0.5), trust=Trust(), recordings=3, refit={"steps": 0},
             imagination=ImaginationConfig(horizon=3, micro_batch=2, sources=("sim",))),
         "arms": {
-            "with": Arm(iterations=2, simulate_every=2, episodes=2, branches=3,
+            "with": Arm(iterations=2, simulate_every=2, episodes=2, branches=3, refit_steps=2,
                         replay=ReplayConfig(**replay, mix={"sim": 0.5, "real": 0.0, "imagined": 0.5})),
-            "without": Arm(iterations=2, simulate_every=1, episodes=2, branches=0,
+            "without": Arm(iterations=2, simulate_every=1, episodes=2, branches=0, refit_steps=0,
                            replay=ReplayConfig(**replay, mix={"sim": 1.0, "real": 0.0, "imagined": 0.0}))}}
     return benchmark_imagination(**{**given, **changes})
 
@@ -72,6 +72,7 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert set(quality["simulated"]) == {str(made / "policies" / "2"), str(made / "policies" / "4")}
     assert all(0 <= value <= 1 for row in quality["imagined"] for value in row.values())
     assert first["denoising_share"] > 0
+    assert 0 <= first["claims_agree"] <= 1
     assert first["imagined_fps"] > 0
     assert first["simulated_fps"] > 0
     assert (made / "ranking.png").is_file()
@@ -92,7 +93,9 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert [point["imagined"] > 0 for point in with_] == [False, True, True]
     assert with_[1]["simulated"] == with_[2]["simulated"] > 0  # simulated once in two iterations
     assert 0 == without[0]["simulated"] < without[1]["simulated"] < without[2]["simulated"]
-    assert without[2]["imagined"] == 0
+    assert without[2]["imagined"] == without[2]["claimed"] == without[2]["dreamt"] == 0
+    assert all(0 <= point[name] <= 2 for point in with_ for name in ("claimed", "true"))  # of two audited episodes
+    assert (rows[0]["claimed"], rows[0]["true"]) == (with_[2]["claimed"], with_[2]["true"])
     assert (used / "curves.png").stat().st_size > 5000
     with pytest.raises(UserError, match=r"run python main\.py benchmark suite=world_model"):
         imagination(used, made, level=1.5, warm_start=3)
@@ -109,6 +112,25 @@ def test_steps_to_a_level_are_those_of_two_evaluations():
     assert steps_to(0.8, curve)["simulated"] == 400
     assert steps_to(0.75, curve)["simulated"] == 200
     assert steps_to(0.95, curve) is None
+
+
+def test_ratios_and_equal_steps_by_hand():
+    curves = {
+        ("with", "a", 0): [(0, 0.2), (100, 0.8), (100, 0.8)],   # reached after 100 steps
+        ("plain", "a", 0): [(0, 0.2), (100, 0.4), (2000, 0.4)],  # never: a ratio of at least 20
+        ("with", "b", 0): [(0, 0.2), (300, 0.4), (300, 0.6)],   # never
+        ("plain", "b", 0): [(0, 0.2), (200, 0.6), (400, 0.9), (600, 0.9)]}
+    whole = {cell: [{"simulated": steps, "imagined": 0, "success": success, "cpu_seconds": 1.0, "claimed": 0, "true": 0,
+                     "dreamt": 0.0} for steps, success in curve] for cell, curve in curves.items()}
+    rows = [_row(cell, curve, 0.8, 100) for cell, curve in whole.items()]
+    lines = _summary(rows, whole, ["with", "plain"], 0.8)
+    assert lines[0] == "with: 1 of 2 reached 80%; success 0.20 → 0.70"
+    assert lines[2] == ("against plain: with reached it in 1 of 2 pairs, plain never in 1 of these (their ratios are "
+                        "lower bounds); plain reached it in 1 of the others")
+    assert lines[3].endswith("simulator steps: geometric mean 20.00 [20.00, 20.00]")
+    assert lines[4].endswith("geometric mean 10.00 [10.00, 10.00]")  # 100 recorded steps for the model
+    # Pair a: (.8 + .8) / 2 against (.2 + .4) / 2; pair b: (.4 + .6) / 2 against (.2 + .6) / 2.
+    assert lines[-1].endswith("0.65 against 0.35, higher in 2 of 2 pairs")
 
 
 def test_rank_correlation_by_hand():

@@ -79,6 +79,17 @@ def test_saved_weights_imagine_the_same(store, tmp_path):
         assert np.array_equal(a, b)
 
 
+def test_a_loaded_model_is_refitted_at_the_rates_of_later_fits(store, tmp_path):
+    learner(store).save_pretrained(tmp_path)
+    loaded = WorldModelLearner.from_pretrained(tmp_path, changes={"steps": 0, "success_round_learning_rate": 0.25})
+    before = loaded.success_model().state_dict()
+    loaded.fit_success(store, 1)
+    assert loaded.state_dict()["success_optimizer"]["param_groups"][0]["lr"] == 0.25
+    assert any(not torch.equal(value, before[name]) for name, value in loaded.success_model().state_dict().items())
+    with pytest.raises(UserError, match=r"no 'step'; did you mean steps\?"):
+        WorldModelLearner.from_pretrained(tmp_path, changes={"step": 0})
+
+
 def test_film_strip_starts_with_the_recorded_frame(store):
     real, imagined = learner(store).film_strip(store, 0, 2, 100)
     assert len(real) == len(imagined) == store.episodes.length[0] - 2 + 1

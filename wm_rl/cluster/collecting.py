@@ -53,29 +53,31 @@ class Outbox:
 
 
 class Collector(Actor):
-    """Plays episodes for ever, each row in a thread at its own pace: none waits for another row's simulator or episode.
+    """Plays episodes for ever, each part of the rows in a thread at its own pace: none waits for another's simulator.
 
     ``status`` and ``limit`` answer meanwhile.
     """
 
     def __init__(
-        self, make_env: Callable[[int], Env], server: Any, writer: Any, *, rows: int, seed: int, chunk: int, limit: int
+        self, make_env: Callable[[int], Env], server: Any, writer: Any, *, parts: int, seed: int, chunk: int, limit: int
     ) -> None:
-        """``make_env(i)``: row ``i`` alone. ``server``, ``writer``: handles of an ``InferenceServer`` and a ``Writer``.
+        """``make_env(i)``: part ``i`` of the rows, most often one row; all have as many.
 
-        ``limit``: rows that may play, at first.
+        ``server``, ``writer``: handles of an ``InferenceServer`` and a ``Writer``. ``limit``: rows that may play, at
+        first.
         """
         self._make_env, self._seed, self._limit = make_env, seed, limit
-        self._rows = [_Row(server, writer, chunk=chunk) for _ in range(rows)]
+        self._parts = [_Part(server, writer, chunk=chunk) for _ in range(parts)]
         self._over = threading.Event()
 
     def play(self, stream: int) -> None:
-        """Play the training episodes of ``stream`` until killed; raises what a row raises, which ends the others."""
+        """Play the training episodes of ``stream`` until killed; raises what a part raises, which ends the others."""
         numbers = itertools.count()
-        pool = ThreadPoolExecutor(len(self._rows), "row")
+        pool = ThreadPoolExecutor(len(self._parts), "rows")
         try:
-            for row in as_completed([pool.submit(self._play_row, i, stream, numbers) for i in range(len(self._rows))]):
-                row.result()
+            playing = [pool.submit(self._play_part, i, stream, numbers) for i in range(len(self._parts))]
+            for part in as_completed(playing):
+                part.result()
         finally:
             self._over.set()
 
@@ -85,34 +87,41 @@ class Collector(Actor):
 
     def status(self) -> dict[str, float]:
         """Control steps so far, episodes being played, episodes lost, and seconds that a step has taken by now."""
-        return {"steps": sum(row.steps for row in self._rows), "playing": sum(row.playing for row in self._rows),
-                "lost": sum(row.outbox.lost for row in self._rows), "quiet": max(row.quiet() for row in self._rows)}
+        return {"steps": sum(part.steps for part in self._parts),
+                "playing": sum(len(part.playing) for part in self._parts),
+                "lost": sum(part.outbox.lost for part in self._parts),
+                "quiet": max(part.quiet() for part in self._parts)}
 
-    def _play_row(self, i: int, stream: int, numbers: Iterator[int]) -> None:
+    def _play_part(self, i: int, stream: int, numbers: Iterator[int]) -> None:
         """Make the environment in this thread, as a GL context belongs to one, and play."""
-        row = self._rows[i]
+        part = self._parts[i]
 
-        def seeds() -> Iterator[int | None]:
+        def seeds(row: int) -> Iterator[int | None]:
             while True:
-                row.playing = i < self._limit and not self._over.is_set()
-                yield training_episode(self._seed, "stream", stream, next(numbers)) if row.playing else None
+                part.playing.discard(row)
+                if row < self._limit and not self._over.is_set():
+                    part.playing.add(row)
+                yield training_episode(self._seed, "stream", stream, next(numbers)) if row in part.playing else None
 
         with contextlib.closing(self._make_env(i)) as env:
+            rows = range(i * env.num_envs, (i + 1) * env.num_envs)
             while not self._over.is_set():
-                for trajectory in rollout(env, row.policy, [seeds()], sample=True, on_step=row.on_step):
-                    with row.elsewhere():
-                        row.outbox.send(trajectory)
-                with row.elsewhere():
+                episodes = [seeds(row) for row in rows]
+                for trajectory in rollout(env, part.policy, episodes, sample=True, on_step=part.on_step):
+                    with part.elsewhere():
+                        part.outbox.send(trajectory)
+                with part.elsewhere():
                     time.sleep(_PAUSE)
 
 
-class _Row:
-    """One row: how far it is, and what it waits for."""
+class _Part:
+    """Rows that are stepped together: how far they are, and what they wait for."""
 
     def __init__(self, server: Any, writer: Any, *, chunk: int) -> None:
         self.policy = RemotePolicy(server, chunk=chunk, waiting=self.elsewhere)
         self.outbox = Outbox(writer)
-        self.steps, self.playing = 0, False
+        self.steps = 0
+        self.playing: set[int] = set()
         self._simulating, self._alive_at = True, time.monotonic()
 
     def on_step(self, rows: int) -> None:

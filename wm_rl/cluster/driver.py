@@ -134,8 +134,9 @@ class _Driver:
         def server(i: int) -> Any:
             return self.servers[i % len(self.servers)].handle
 
-        self.collectors = [hire(f"collector {i}", Collector, partial(_row, loop.make_env), server(i),
-                                self.writer.handle, rows=self.pace.rows, seed=loop.seed, chunk=policy.chunk,
+        parts = 1 if _together(loop.make_env) else self.pace.rows
+        self.collectors = [hire(f"collector {i}", Collector, partial(_rows, loop.make_env), server(i),
+                                self.writer.handle, parts=parts, seed=loop.seed, chunk=policy.chunk,
                                 limit=self.pace.limit, begin=self._play,
                                 options={"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": 2})
                            for i in range(runtime.collectors)]
@@ -257,9 +258,14 @@ class _Driver:
         self.dreams.arrived()
 
 
-def _row(make_env: Any, row: int) -> Any:
-    """One row of the environment, in the process that asks."""
-    return make_env(workers=0, only=row)
+def _together(make_env: Any) -> bool:
+    """Whether its simulator steps all rows in one world (``RemoteEnv.rows_together``)."""
+    return getattr(getattr(make_env, "func", None), "rows_together", False)
+
+
+def _rows(make_env: Any, part: int) -> Any:
+    """One row of the environment in the process that asks, or all where they belong together."""
+    return make_env() if _together(make_env) else make_env(workers=0, only=part)
 
 
 def _new_learner(

@@ -62,7 +62,7 @@ def benchmark_imagination(
     rows = [_row(cell, curve, level, offline[cell[1]]) for cell, curve in curves.items()]
     (run / "results.json").write_text(json.dumps({"level": level, "rows": rows}, indent=1))
     journal.console.print(_table(rows, level))
-    for line in _summary(rows, list(arms), level):
+    for line in _summary(rows, curves, list(arms), level):
         journal.say(line)
     _draw(curves, tasks, list(arms), level, run / "curves.png")
     journal.say(f"curves: {run / 'curves.png'}")
@@ -99,20 +99,26 @@ def _row(cell: tuple[str, str, int], curve: list[dict[str, float]], level: float
     return {"arm": cell[0], "task": cell[1], "seed": cell[2], "reached": reached is not None,
             "simulated": end["simulated"], "imagined": end["imagined"], "cpu_seconds": end["cpu_seconds"],
             "offline": offline, "before": curve[0]["success"], "best": max(point["success"] for point in curve),
-            "last": curve[-1]["success"]}
+            "last": curve[-1]["success"], "claimed": curve[-1]["claimed"], "true": curve[-1]["true"],
+            "dreamt": curve[-1]["dreamt"]}
 
 
 def _table(rows: Sequence[Mapping[str, Any]], level: float) -> Table:
-    table = Table("arm", "task", "seed", f"simulator steps to {level:.0%}", "imagined", "CPU-s", "before → last (best)")
+    table = Table("arm", "task", "seed", f"simulator steps to {level:.0%}", "imagined", "CPU-s", "before → last (best)",
+                  "imagination / simulator says")
     for row in rows:
         sign = "" if row["reached"] else "> "
         table.add_row(row["arm"], row["task"], str(row["seed"]), f"{sign}{row['simulated']:.0f}",
                       f"{row['imagined']:.0f}", f"{row['cpu_seconds']:.0f}",
-                      f"{row['before']:.2f} → {row['last']:.2f} ({row['best']:.2f})")
+                      f"{row['before']:.2f} → {row['last']:.2f} ({row['best']:.2f})",
+                      f"{row['claimed']:.0f} / {row['true']:.0f}" if row["imagined"] else "")
     return table
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], level: float) -> list[str]:
+def _summary(
+    rows: Sequence[Mapping[str, Any]], curves: Mapping[tuple[str, str, int], list[dict[str, float]]],
+    arms: Sequence[str], level: float,
+) -> list[str]:
     """Per arm how many cells reached the level; geometric mean ratios over pairs, censored ones as what was spent."""
     lines = []
     for arm in arms:
@@ -121,7 +127,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], level: floa
         lines.append(f"{arm}: {sum(row['reached'] for row in own)} of {len(own)} reached {level:.0%}; "
                      f"success {before:.2f} → {last:.2f}")
     for plain in arms[1:]:
-        lines += _ratios(rows, arms[0], plain)
+        lines += [*_ratios(rows, arms[0], plain), _at_equal_steps(curves, arms[0], plain)]
     return lines
 
 
@@ -130,8 +136,10 @@ def _ratios(rows: Sequence[Mapping[str, Any]], imagining: str, plain: str) -> li
     partner = {(row["task"], row["seed"]): row for row in rows if row["arm"] == plain}
     pairs = [(row, partner[row["task"], row["seed"]]) for row in rows if row["arm"] == imagining]
     usable = [(own, other) for own, other in pairs if own["reached"]]
+    overtaken = sum(other["reached"] for own, other in pairs if not own["reached"])
     lines = [f"against {plain}: {imagining} reached it in {len(usable)} of {len(pairs)} pairs, {plain} never in "
-             f"{sum(not other['reached'] for _, other in usable)} of these (their ratios are lower bounds)"]
+             f"{sum(not other['reached'] for _, other in usable)} of these (their ratios are lower bounds); "
+             f"{plain} reached it in {overtaken} of the others"]
     for label, cost, extra in (("simulator steps", "simulated", None),
                                ("the same, the task's recordings counted for the model", "simulated", "offline"),
                                ("CPU seconds, the model's fit not counted", "cpu_seconds", None)):
@@ -141,6 +149,25 @@ def _ratios(rows: Sequence[Mapping[str, Any]], imagining: str, plain: str) -> li
             lines.append(f"  ratio of {label}: geometric mean {np.exp(np.mean(np.log(ratios))):.2f} "
                          f"[{min(ratios):.2f}, {max(ratios):.2f}]")
     return lines
+
+
+def _at_equal_steps(
+    curves: Mapping[tuple[str, str, int], list[dict[str, float]]], imagining: str, plain: str
+) -> str:
+    """Success of both arms when each had as many simulator steps as the first took in all, reached or not."""
+    own, other = [], []
+    for (arm, task, seed), curve in curves.items():
+        if arm == imagining:
+            own.append(_smoothed(curve, curve[-1]["simulated"]))
+            other.append(_smoothed(curves[plain, task, seed], curve[-1]["simulated"]))
+    higher = sum(a > b for a, b in zip(own, other, strict=True))
+    return (f"  success after the simulator steps of {imagining} (mean of two evaluations): {np.mean(own):.2f} against "
+            f"{np.mean(other):.2f}, higher in {higher} of {len(own)} pairs")
+
+
+def _smoothed(curve: Sequence[Mapping[str, float]], steps: float) -> float:
+    """Mean success of the last two evaluations within ``steps``."""
+    return float(np.mean([point["success"] for point in curve if point["simulated"] <= steps][-2:]))
 
 
 def _draw(

@@ -5,8 +5,9 @@
 3. Success: AUROC, Brier, calibration on recorded and imagined frames, false and missed successes.
 4. The model's own uncertainty against the size of the motion, as predictors of the error.
 5. Rank correlation of imagined and simulated success over policies.
-6. Imagined frames per second against the simulator's, and FLOP/s against plain matrix products.
-7. Each figure over the models given, one per training seed.
+6. Imagined episodes of the last policy, their actions played in the simulator from where they begin: what came true.
+7. Imagined frames per second against the simulator's, and FLOP/s against plain matrix products.
+8. Each figure over the models given, one per training seed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from data.store import ReplayStore
 from data.types import UserError
 from sim.figures import new_figure
 from sim.vector import VectorEnv
+from wm_rl.claims import check_claims
 from wm_rl.journal import Journal
 from wm_rl.policy import TinyVLA, check_compatible
 from wm_rl.ranking import Simulated, imagine, rank_correlation, simulate
@@ -131,7 +133,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         made.append(table)
     rest = Table("measure", "mean [lowest, highest] over training seeds")
     shown = [key for key in result["model"][0] if key.removeprefix("unseen_").startswith("success_")
-             or key.removeprefix("compiled_") in RATES]
+             or key.removeprefix("compiled_") in RATES or key.startswith("claims_")]
     for key in shown:
         rest.add_row(key, spread(result["model"], key, ".3f"))
     return [*made, rest]
@@ -210,7 +212,7 @@ def _act(
             with journal.progress("policies", 1 + len(learners)) as bar:
                 simulated = simulate(env, loaded, trials_per_task=trials_per_task, first_seed=first_seed, folder=run)
                 bar.advance()
-                _rank(result, learners, simulated, loaded, env.max_episode_steps, imagination, bar)
+                _rank(result, learners, simulated, loaded, env, imagination, bar)
     finally:
         env.close()
     if speed:
@@ -239,12 +241,15 @@ def _speed(
 
 def _rank(
     result: dict[str, Any], learners: Sequence[WorldModelLearner], simulated: Simulated,
-    policies: Mapping[str, TinyVLA], horizon: int, imagination: ImaginationConfig, bar: Any,
+    policies: Mapping[str, TinyVLA], env: VectorEnv, imagination: ImaginationConfig, bar: Any,
 ) -> None:
+    last = list(policies.values())[-1]
     result["simulated"], result["imagined"] = dict(simulated.success), []
     for row, learner in zip(result["model"], learners, strict=True):
-        result["imagined"].append(imagine(learner, simulated, policies, horizon=horizon, imagination=imagination))
+        result["imagined"].append(imagine(
+            learner, simulated, policies, horizon=env.max_episode_steps, imagination=imagination))
         row["rank_correlation"] = rank_correlation(simulated.success, result["imagined"][-1])
+        row |= check_claims(env, learner, simulated.starts, last, imagination)
         bar.advance()
 
 

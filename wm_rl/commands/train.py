@@ -14,6 +14,7 @@ from lightning.fabric.loggers.logger import Logger
 from data.budget import StoreConfig
 from data.logs.ingest import IngestConfig
 from data.sampler import ReplayConfig
+from data.types import UserError
 from sim.expert import ExpertConfig
 from sim.vector import VectorEnv
 from wm_rl import interrupts
@@ -58,6 +59,9 @@ def train(
     """Run or resume; 0 when the report is written. The command line has already made ``folder`` of ``resume``."""
     fabric = runtime()
     learner.check_share(replay.windows, runtime.learners if isinstance(runtime, RayRuntime) else fabric.world_size)
+    if isinstance(runtime, RayRuntime) and loop.collect_tasks != "even":
+        raise UserError("collectors of runtime=ray each play their row's task all the time: type "
+                        "loop.collect_tasks=even, or runtime=local")
     fabric.launch()
     interrupts.remember()
     run = Path(folder)

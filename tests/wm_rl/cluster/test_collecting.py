@@ -31,10 +31,11 @@ class Now:
 def played():
     """Starts a collector; gives it, what its rows sent, and a way to wait for so many episodes."""
     policy, sent, lock, ended = examples.policy(), [], threading.Lock(), threading.Event()
+    asked, collectors = [], []  # rows in each question
     threads = []
 
     def act(observation, seeds):
-        assert len(observation.slot) == 1, "each row asks by itself"
+        asked.append(len(observation.slot))
         with lock:
             return policy.act(observation, seeds), 3
 
@@ -45,7 +46,7 @@ def played():
 
     def start(make_env, **changes):
         server, writer = SimpleNamespace(act=Now(act)), SimpleNamespace(append=Now(append))
-        collector = Collector(make_env, server, writer, **{"rows": 3, "seed": 0, "chunk": 2, "limit": 3} | changes)
+        collector = Collector(make_env, server, writer, **{"parts": 3, "seed": 0, "chunk": 2, "limit": 3} | changes)
         failed = []
 
         def play():
@@ -56,12 +57,16 @@ def played():
 
         threads.append(threading.Thread(target=play, daemon=True))
         threads[0].start()
+        collector.asked = asked
+        collectors.append(collector)
         return collector, sent, failed
 
     with mock.patch.object(collecting.ray, "get", lambda value: value), \
             mock.patch.object(inference.ray, "get", lambda value: value):
         yield start
         ended.set()
+        for collector in collectors:
+            collector._over.set()
         time.sleep(0.2)
 
 
@@ -87,6 +92,7 @@ def test_no_row_waits_for_another(played):
     assert status["quiet"] > 0.05
     assert status["playing"] >= 1
     assert status["steps"] >= sum(map(len, sent[:20]))
+    assert set(collector.asked) == {1}, "each row asks by itself"
     hung.set()
     wait(lambda: collector.status()["quiet"] < 0.05)
 
@@ -109,6 +115,18 @@ def test_only_as_many_rows_play_as_may(played):
     collector.limit(2)
     wait(lambda: len(sent) >= 10)
     assert collector.status()["playing"] <= 2
+
+
+def test_rows_of_one_world_play_together_as_many_as_may(played):
+    collector, sent, _ = played(lambda part: ToyEnv(4, latency=0.002), parts=1, limit=3)
+    wait(lambda: len(sent) >= 20)
+    assert max(collector.asked) == 3
+    assert collector.status()["playing"] <= 3
+    collector.limit(0)
+    wait(lambda: collector.status()["playing"] == 0)
+    seeds = [trajectory.provenance["seed"] for trajectory in sent]
+    assert len(set(seeds)) == len(seeds)
+    assert all(len(trajectory) == 4 + seed % 5 for trajectory, seed in zip(sent, seeds, strict=True))
 
 
 def test_a_simulator_that_raises_ends_the_play(played):
