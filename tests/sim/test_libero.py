@@ -65,9 +65,9 @@ class Scripted:
 def test_twenty_replays_agree_with_the_benchmark_s_own_evaluation(tmp_path):
     """Proprio at every step and success are equal bit for bit; so are pictures where furniture changes places."""
     succeeded = 0
-    for suite, trials, size, fast in ((OBJECT, range(6), 0, True), (GOAL, range(1, 15), 64, False)):
-        length = 160 if suite == OBJECT else 6
-        with contextlib.closing(libero(suite, num_envs=2, max_episode_steps=length, fast_rendering=fast,
+    for suite, trials, length, size in ((OBJECT, range(4), 160, 0), (GOAL, range(1, 5), 6, 64),
+                                        ("libero_spatial", range(12), 6, 0)):
+        with contextlib.closing(libero(suite, num_envs=2, max_episode_steps=length, fast_rendering=size == 0,
                                        image_size=size or 16)) as env:
             seeds = [list(trials[::2]), list(trials[1::2])]
             if suite == OBJECT:  # the expert, which goes astray in some
@@ -86,7 +86,7 @@ def test_twenty_replays_agree_with_the_benchmark_s_own_evaluation(tmp_path):
                 if size:
                     np.testing.assert_array_equal(episode.frames[camera], theirs[f"{trial}/{key}"][:, ::-1, ::-1])
             succeeded += episode.success is Success.YES
-    assert 2 <= succeeded <= 6
+    assert 2 <= succeeded <= 4
 
 
 def benchmark(folder, suite, size, actions):
