@@ -18,6 +18,7 @@ from data.types import Source, Spec, Statistics, UserError
 from sim.remote.process import LostError, Program
 from sim.remote.protocol import Answers
 from sim.remote.rows import RemoteRows
+from sim.task import pack, unpack
 
 _log = logging.getLogger(__name__)
 
@@ -127,15 +128,21 @@ class RemoteEnv:
         actions = np.concatenate([part.process.block.expert for part in self._parts])
         return np.where(self._playing[:, None], actions, np.float32(0))
 
-    def snapshot(self, row: int) -> dict[str, np.ndarray]:
-        """All that decides how ``row`` goes on, as numeric arrays. Raises ``UserError`` where the simulator cannot."""
+    def snapshot(self, row: int) -> bytes:
+        """All that decides how ``row`` goes on, for ``restore``. Raises ``UserError`` where the simulator cannot."""
         part = self._restorable(row)
-        return part.snapshot(row - part.rows.start)
+        return pack({"task": self.row_tasks[row], **part.snapshot(row - part.rows.start)})
 
-    def restore(self, row: int, snapshot: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
-        """Put ``row`` where ``snapshot`` was taken, of any row of the same task; returns observation and info."""
-        part = self._restorable(row)
-        self._instruction[row] = part.restore(row - part.rows.start, snapshot)
+    def restore(self, row: int, snapshot: bytes) -> tuple[dict, dict]:
+        """Put ``row`` where ``snapshot`` was taken, of any row of the same task; returns observation and info.
+
+        Raises:
+            UserError: for bytes that are no snapshot, or of another task, or where the simulator cannot.
+        """
+        part, taken = self._restorable(row), unpack(snapshot)
+        if taken.pop("task") != self.row_tasks[row]:
+            raise UserError(f"expected a snapshot of {self.row_tasks[row]} for row {row}, got one of another task")
+        self._instruction[row] = part.restore(row - part.rows.start, taken)
         self._playing[row] = ~self._over()[row]
         return self._observation(), self._info()
 

@@ -77,7 +77,7 @@ def test_a_policy_and_an_environment(policy, env, tmp_path):
     policy.save(tmp_path / "policy")
     refused(lambda: next(rollout(env, policy, [[0]], sample=True)))
     refused(evaluate, folder=str(tmp_path), candidate=str(tmp_path / "policy"), baseline=None, gate=False,
-            env=lambda: env, evaluation=None)
+            perturbations={}, env=lambda: env, evaluation=None)
     refused(collect, seed=0, env=lambda: env, expert=None, actor=str(tmp_path / "policy"), episodes=1, sample=True,
             storage=None, store=str(tmp_path / "made"), lerobot=None, rosbag=None, format="v2.1")
     assert not (tmp_path / "made").exists()

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -66,16 +65,16 @@ class Scripted:
 def test_twenty_replays_agree_with_the_benchmark_s_own_evaluation(tmp_path):
     """Proprio at every step and success are equal bit for bit; so are pictures where furniture changes places."""
     succeeded = 0
-    for suite, trials, size, fast in ((OBJECT, range(14), 0, True), (GOAL, range(3, 9), 64, False)):
-        length = 250 if suite == OBJECT else 12
-        with contextlib.closing(libero(suite, num_envs=2, max_episode_steps=length, fast_rendering=fast,
+    for suite, trials, length, size in ((OBJECT, range(4), 160, 0), (GOAL, range(1, 5), 6, 64),
+                                        ("libero_spatial", range(12), 6, 0)):
+        with contextlib.closing(libero(suite, num_envs=2, max_episode_steps=length, fast_rendering=size == 0,
                                        image_size=size or 16)) as env:
             seeds = [list(trials[::2]), list(trials[1::2])]
             if suite == OBJECT:  # the expert, which goes astray in some
                 policy = ScriptedExpert(env, ExpertConfig(burst_probability=0.02, burst_steps=(5, 25)))
                 played = list(rollout(env, policy, seeds, sample=True))
             else:
-                moves = np.random.default_rng(0).uniform(-1, 1, (2, length * 3, 7))
+                moves = np.random.default_rng(0).uniform(-1, 1, (2, length * 7, 7))
                 played = list(rollout(env, Scripted(moves), seeds, sample=False))
         ours = {episode.provenance["seed"]: episode for episode in played}
         assert sorted(ours) == list(trials)
@@ -87,7 +86,7 @@ def test_twenty_replays_agree_with_the_benchmark_s_own_evaluation(tmp_path):
                 if size:
                     np.testing.assert_array_equal(episode.frames[camera], theirs[f"{trial}/{key}"][:, ::-1, ::-1])
             succeeded += episode.success is Success.YES
-    assert 3 <= succeeded <= 14
+    assert 2 <= succeeded <= 4
 
 
 def benchmark(folder, suite, size, actions):
@@ -237,13 +236,3 @@ def write_demonstration(file, seen, trial, actions, instruction):
             "obs/gripper_states": seen[f"{trial}/robot0_gripper_qpos"][:rows]}.items():
         demo[name] = values
     demo.attrs["num_samples"] = rows
-
-
-@real_libero
-def test_the_loop_runs_on_libero(tmp_path):
-    result = subprocess.run(
-        [sys.executable, ROOT / "main.py", "train", "env=libero", "experiment=smoke", "hydra.run.dir=run",
-         "loop.iterations=1", "evaluation.trials_per_task=1", "world_model.steps=4"], cwd=tmp_path, check=False,
-        text=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "report.html").is_file()

@@ -200,6 +200,11 @@ def test_a_restored_row_goes_on_as_it_did(data):
         assert [each[row] for each in one[1:4]] == [each[row] for each in two[1:4]]
 
 
+def test_bytes_that_are_no_snapshot_are_refused(env):
+    with pytest.raises(UserError, match="expected the bytes of a snapshot"):
+        env.restore(0, b"none")
+
+
 def _shared(made=[]):  # noqa: B006
     if not made:
         made.append(balls({"rows": 2}, {"rows": 1}))
