@@ -35,7 +35,8 @@ HAND_HEIGHT = 0.135
 DOWN = (1.0, 0.0, 0.0, 0.0)
 """The hand points down, its fingers side by side in y (x, y, z, w)."""
 START = (0.0, 0.2185, 0.0, -2.8958, 0.0, 3.1143, 0.7855)
-"""Joint angles (rad) that put the hand at (0.33, 0, HAND_HEIGHT)."""
+"""Joint angles (rad) that put the hand at ``START_PLACE`` and ``HAND_HEIGHT``."""
+START_PLACE = (0.33, 0.0)
 FINGERS = 0.02
 """How far each finger is opened: together they are wider than the cube, and it does not fit between them."""
 STRIDE = 0.03
@@ -96,7 +97,7 @@ class PushEnvCfg(DirectRLEnvCfg):
     sim: SimulationCfg = SimulationCfg(dt=1 / 60, render_interval=6, physics=NewtonCfg(
         solver_cfg=MJWarpSolverCfg(njmax=80, nconmax=20, cone="pyramidal", integrator="implicitfast", iterations=100,
                                    ls_iterations=50), num_substeps=1))
-    scene: PushSceneCfg = PushSceneCfg(num_envs=16, env_spacing=0.0)
+    scene: PushSceneCfg = PushSceneCfg(num_envs=16, env_spacing=0.0)  # worlds of their own: equal ones round alike
     cube_low: tuple[float, float] = (0.42, -0.12)
     cube_high: tuple[float, float] = (0.48, 0.12)
     """Where the cube's centre begins, drawn uniformly."""
@@ -165,8 +166,7 @@ class PushEnv(DirectRLEnv):
         cube.write_root_pose_to_sim_index(root_pose=pose, env_ids=env_ids)
         cube.write_root_velocity_to_sim_index(root_velocity=torch.zeros(len(env_ids), 6, device=self.device),
                                               env_ids=env_ids)
-        if hasattr(self, "_target"):  # the first reset comes before __init__ is done
-            self._target[env_ids] = torch.tensor([0.33, 0.0], device=self.device)
+        self._target[env_ids] = torch.tensor(START_PLACE, device=self.device)
 
 
 def on_strip(env: PushEnv) -> torch.Tensor:
