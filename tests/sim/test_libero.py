@@ -62,31 +62,27 @@ class Scripted:
 
 
 @real_libero
-def test_twenty_replays_agree_with_the_benchmark_s_own_evaluation(tmp_path):
+@pytest.mark.parametrize(("suite", "trials", "length", "size"), [
+    (OBJECT, range(4), 160, 0), (GOAL, range(1, 5), 6, 64), ("libero_spatial", range(12), 6, 0)])
+def test_twenty_replays_agree_with_the_benchmark_s_own_evaluation(suite, trials, length, size, tmp_path):
     """Proprio at every step and success are equal bit for bit; so are pictures where furniture changes places."""
-    succeeded = 0
-    for suite, trials, length, size in ((OBJECT, range(4), 160, 0), (GOAL, range(1, 5), 6, 64),
-                                        ("libero_spatial", range(12), 6, 0)):
-        with contextlib.closing(libero(suite, num_envs=2, max_episode_steps=length, fast_rendering=size == 0,
-                                       image_size=size or 16)) as env:
-            seeds = [list(trials[::2]), list(trials[1::2])]
-            if suite == OBJECT:  # the expert, which goes astray in some
-                policy = ScriptedExpert(env, ExpertConfig(burst_probability=0.02, burst_steps=(5, 25)))
-                played = list(rollout(env, policy, seeds, sample=True))
-            else:
-                moves = np.random.default_rng(0).uniform(-1, 1, (2, length * 7, 7))
-                played = list(rollout(env, Scripted(moves), seeds, sample=False))
+    with contextlib.closing(libero(suite, num_envs=2, max_episode_steps=length, fast_rendering=size == 0,
+                                   image_size=size or 16)) as env:
+        policy = Scripted(np.random.default_rng(0).uniform(-1, 1, (2, length * len(trials), 7)))
+        if suite == OBJECT:  # the expert, which goes astray in some
+            policy = ScriptedExpert(env, ExpertConfig(burst_probability=0.02, burst_steps=(5, 25)))
+        played = rollout(env, policy, [list(trials[::2]), list(trials[1::2])], sample=suite == OBJECT)
         ours = {episode.provenance["seed"]: episode for episode in played}
-        assert sorted(ours) == list(trials)
-        theirs = benchmark(tmp_path, suite, size, {seed: episode.action for seed, episode in ours.items()})
-        for trial, episode in ours.items():
-            assert (episode.success is Success.YES) == theirs[f"{trial}/success"]
-            np.testing.assert_array_equal(episode.proprio, proprio(theirs, trial))
-            for camera, key in (("agentview", "agentview_image"), ("wrist", "robot0_eye_in_hand_image")):
-                if size:
-                    np.testing.assert_array_equal(episode.frames[camera], theirs[f"{trial}/{key}"][:, ::-1, ::-1])
-            succeeded += episode.success is Success.YES
-    assert 2 <= succeeded <= 4
+    assert sorted(ours) == list(trials)
+    theirs = benchmark(tmp_path, suite, size, {seed: episode.action for seed, episode in ours.items()})
+    for trial, episode in ours.items():
+        assert (episode.success is Success.YES) == theirs[f"{trial}/success"]
+        np.testing.assert_array_equal(episode.proprio, proprio(theirs, trial))
+        for camera, key in (("agentview", "agentview_image"), ("wrist", "robot0_eye_in_hand_image")):
+            if size:
+                np.testing.assert_array_equal(episode.frames[camera], theirs[f"{trial}/{key}"][:, ::-1, ::-1])
+    if suite == OBJECT:
+        assert sum(episode.success is Success.YES for episode in ours.values()) >= 2
 
 
 def benchmark(folder, suite, size, actions):

@@ -56,6 +56,8 @@ def _measure(env: RemoteEnv, rounds: int, steps: int, watch: Callable[[], None])
     everything = {"reset_mask": np.ones(n, bool)}
     actions = np.random.default_rng(0).uniform(-1, 1, (n, env.spec.action_dim)).astype(np.float32)
     alone, through = [], []
+    env.reset(seed=[0] * n, options=everything)
+    env.step(actions)  # some simulators compile in their first step
     for number in range(rounds):
         env.reset(seed=[number] * n, options=everything)
         alone.append(n * steps / env.drive(actions, steps))
