@@ -149,7 +149,7 @@ def test_every_suite_plays(suite):
     with contextlib.closing(libero(suite, tasks=(3,), num_envs=1, **SMALL)) as env:
         start, info = env.reset(seed=[11], options={"reset_mask": np.ones(1, bool)})
         for _ in range(SMALL["max_episode_steps"]):
-            end, _, _, truncated, _ = env.step(np.full((1, 7), 0.3, np.float32))
+            end, _, _, truncated, _ = env.step(np.array([[0.3, 0.3, 0.3, 0, 0, 0, -1]], np.float32))
     assert truncated.all()
     assert len(info["instruction"][0].split()) > 3
     assert (end["proprio"][0, :3] - start["proprio"][0, :3] > 0.005).all(), "the hand went where it was told"
@@ -180,8 +180,8 @@ def test_what_is_wrong_is_said_in_one_line():
 def test_settings_that_cannot_be_simulated():
     with pytest.raises(UserError, match=r"expected env\.suite of libero_spatial"):
         LiberoEnv(suite="libero_sofa")
-    with pytest.raises(UserError, match=r"env\.workers of at least 1"):
-        LiberoEnv(suite=OBJECT, workers=0)
+    with pytest.raises(UserError, match=r"env\.workers of at least 0"):
+        LiberoEnv(suite=OBJECT, workers=-1)
     for wrong in ({"cameras": ["sideview"]}, {"training_states": "all"}, {"image_size": 0}, {"wait_steps": -1}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             LiberoConfig(**wrong)

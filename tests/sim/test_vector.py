@@ -79,7 +79,7 @@ def test_thinned_meshes_do_not_change_the_physics(monkeypatch):
         return np.stack([answer.proprio for answer in answers]), state, faces
 
     thin = states()
-    monkeypatch.setattr(metaworld_scene, "_thin_meshes", lambda model, cell: None)
+    monkeypatch.setattr(metaworld_scene, "thin_meshes", lambda model, size: None)
     full = states()
     assert thin[2] < full[2] / 3
     assert np.array_equal(thin[0], full[0])
