@@ -67,6 +67,7 @@ def test_noise_is_the_same_in_any_row_and_after_any_episode(demo):
 
 @pytest.mark.sim
 def test_thinned_meshes_do_not_change_the_physics(monkeypatch):
+    SHORT.prepare()  # chooses GL before MuJoCo is imported
     from sim import metaworld_scene
     from sim.metaworld_task import MetaWorldTask
 
