@@ -23,7 +23,7 @@ demo: setup ## train a small VLA in a closed loop, evaluate it, write a report (
 	@echo "open $(RUN)/report.html"
 
 test: setup ## every test
-	$(bin)/python -m pytest -n 2 --dist loadgroup
+	$(bin)/python -m pytest -n 2 --dist loadgroup --capture=no
 
 isaac: ## Isaac Lab's own environment, in your cache: 8 GB (ISAACLAB_PYTHON names an existing one)
 	@PYTHON312=$(PYTHON312) bash scripts/isaac.sh
