@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from data.types import Source, UserError
+from world_model.precision import PRECISIONS
 from world_model.process import OBJECTIVES, Edm, Flow, Process
 
 STARTS = ("uniform", "beginning", "near_success", "failure")
 NETWORKS = ("unet", "transformer")
-PRECISIONS = ("bf16-mixed", "32-true")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,8 @@ class WorldModelConfig:
     """Largest gradient norm."""
     ema: float = 0.99
     """Decay of the averaged weights that predict, reached gradually; 0 uses the latest weights."""
-    precision: str = "bf16-mixed"
+    precision: str = "auto"
+    """``bf16-mixed``, ``32-true``, or ``auto``: the first where the device has instructions for it."""
     compile: bool = False
     """Imagine with ``torch.compile``: faster, after a minute or two of compiling; needs a C++ compiler on a CPU."""
     sources: Mapping[str, float] = field(default_factory=lambda: {"sim": 1.0, "real": 1.0})

@@ -26,6 +26,7 @@ from world_model.evaluation import evaluate_imagined_success, evaluate_success, 
 from world_model.imagination import ImaginationEnv
 from world_model.networks import check_size, new_autoencoder, new_video_model
 from world_model.pipeline import WorldModelPipeline
+from world_model.precision import resolve_precision
 from world_model.quiet import quiet
 from world_model.rollout import open_loop, read_context
 from world_model.success import SuccessModel
@@ -54,6 +55,7 @@ class WorldModelLearner:
         check_size(config, spec.image_size)
         self.config, self.spec, self.statistics, self.seed = config, spec, statistics, seed
         self.device = torch.device(device)
+        self.precision = resolve_precision(config.precision, self.device)
         self.version = 0
         """Number of fits."""
         self._best_error = float("inf")
@@ -270,11 +272,10 @@ class WorldModelLearner:
         return learner
 
     def pipeline(self) -> WorldModelPipeline:
-        """Give the model that predicts, in the precision of ``config``: a copy that later fits leave alone."""
+        """Give the model that predicts, in ``precision``: a copy that later fits leave alone."""
         if self._cached is None:
-            bf16 = self.config.precision.startswith("bf16")
             with quiet():
-                self._cached = self._new_pipeline(torch.bfloat16 if bf16 else torch.float32)
+                self._cached = self._new_pipeline(torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32)
             if self.config.compile:
                 self._cached.denoiser.compile_forward()
         return self._cached
@@ -362,7 +363,7 @@ class WorldModelLearner:
         data = StoreDataModule(sampler, first=module.steps, steps=steps, batch=batch)
         try:
             with quiet(), _interruptible():
-                fit(module, data, config=self.config, device=self.device)
+                fit(module, data, precision=self.precision, device=self.device)
         finally:
             module.log_to = None
 

@@ -250,13 +250,13 @@ def keyed_generator(*key: int) -> torch.Generator:
 
 
 def fit(
-    module: lightning.LightningModule, data: StoreDataModule, *, config: WorldModelConfig, device: torch.device
+    module: lightning.LightningModule, data: StoreDataModule, *, precision: str, device: torch.device
 ) -> None:
     """Run the Lightning Trainer once over ``data``, writing no files."""
     trainer = lightning.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=config.precision,  # type: ignore[arg-type] # checked by the config
+        precision=precision,  # type: ignore[arg-type] # checked by the config
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
