@@ -89,4 +89,9 @@ def phrasings(task: str, kind: str = "usual") -> tuple[str, ...]:
     held_out = HELD_OUT.get(task, (f"now carry out {words}", f"your job is {words}"))
     if kind == "held_out":
         return held_out
-    return tuple(f"when you are ready i would like you to do this for me {sentence}" for sentence in held_out)
+    return tuple(wordy(sentence) for sentence in held_out)
+
+
+def wordy(sentence: str) -> str:
+    """Within a longer request."""
+    return f"when you are ready i would like you to do this for me {sentence}"

@@ -26,7 +26,7 @@ def judge_perturbed(
         UserError: an environment that cannot be perturbed.
 
     """
-    if not isinstance(env, Perturbable):
+    if not isinstance(env, Perturbable) or not env.factors:
         raise UserError("this environment cannot be perturbed; type perturbations=none")
     lacking = {name: set(perturbation.changes) - set(env.factors) for name, perturbation in suite.items()}
     missing = sorted(name for name, factors in lacking.items() if factors)

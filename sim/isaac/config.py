@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 STAND_IN = "stand_in"
 """``assets``: shapes that this project makes, see ``sim.isaac.assets``."""
@@ -55,3 +56,17 @@ class IsaacConfig:
     assets: str = STAND_IN
     """``stand_in``, ``nvidia`` (Isaac Lab's default: its bucket), or a folder or address that has NVIDIA's layout."""
     embodiment: str = "isaac"
+    perturbation: Any = None
+    """What differs from nominal in every episode: a ``sim.perturbation.Perturbation``, or its factors by name."""
+    randomise: Any = None
+    """Ranges from which each episode's seed draws its perturbation, or their name."""
+    hold_still: Sequence[float] | None = None
+    """The action under which nothing is commanded, normalised ``[a]``: what there is before a late action arrives, and
+    what ``gain`` counts from. Null: not known; the task then has neither ``latency`` nor ``gain``."""
+    held_out_instructions: Sequence[str] = ()
+    """Other sentences, which only a perturbed ``phrasing`` uses."""
+    object_shift: str | None = None
+    """``module:function`` that moves the objects of rows which were just reset: takes the task, rows (int ``[k]``) and
+    metres (float32 ``[k, 2]``). Null: they cannot be moved."""
+    still_camera: str | None = None
+    """A camera that stands still in the world, and can be moved."""

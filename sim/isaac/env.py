@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from data.types import Source, UserError
@@ -28,11 +26,13 @@ class IsaacEnv(RemoteEnv):
         """
         _check(config, num_envs, workers)
         self.config = config
+        told = {key: value for key, value in vars(config).items() if key not in ("perturbation", "randomise")}
         shares = [len(rows) for rows in np.array_split(np.arange(num_envs), workers)]
         super().__init__(
             name="isaac", python=find_python("isaac", "ISAACLAB_PYTHON"), factory="sim.isaac.simulator:make",
-            configs=[{**dataclasses.asdict(config), "num_envs": share} for share in shares], source=source,
-            start_seconds=start_seconds, call_seconds=call_seconds)
+            configs=[{**told, "num_envs": share} for share in shares], source=source,
+            start_seconds=start_seconds, call_seconds=call_seconds, perturbation=config.perturbation,
+            randomise=config.randomise)
         self.metadata["seeds"] = config.seeds
 
 
@@ -48,5 +48,11 @@ def _check(config: IsaacConfig, num_envs: int, workers: int) -> None:
     if config.image_size < 1 or config.steps_after_success < 0 or (config.max_episode_steps or 1) < 1:
         raise UserError("expected image_size >= 1, steps_after_success >= 0 and max_episode_steps >= 1, got "
                         f"{config.image_size}, {config.steps_after_success} and {config.max_episode_steps}")
+    if isinstance(config.held_out_instructions, str):
+        raise UserError("expected a list of sentences in env.config.held_out_instructions, got "
+                        f"{config.held_out_instructions!r}")
+    if config.still_camera is not None and config.still_camera not in config.cameras:
+        raise UserError(f"expected env.config.still_camera to be one of {list(config.cameras)}, got "
+                        f"{config.still_camera!r}")
     if not config.action_low < config.action_high:
         raise UserError(f"expected action_low < action_high, got {config.action_low} and {config.action_high}")

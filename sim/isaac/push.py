@@ -169,6 +169,14 @@ class PushEnv(DirectRLEnv):
         self._target[env_ids] = torch.tensor(START_PLACE, device=self.device)
 
 
+def shift_cube(env: PushEnv, rows: torch.Tensor, shift: torch.Tensor) -> None:
+    """Move the cubes of ``rows`` by ``shift``, ``[k, 2]`` metres."""
+    cube = env.scene["cube"]
+    pose = cube.data.root_link_pose_w.torch[rows].clone()
+    pose[:, :2] += shift
+    cube.write_root_pose_to_sim_index(root_pose=pose, env_ids=rows)
+
+
 def on_strip(env: PushEnv) -> torch.Tensor:
     """Success: the cube's centre is over the strip, ``[n]`` bool."""
     x = env.cube()[:, 0]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sim.isaac.changes import Changes
 from sim.isaac.config import IsaacConfig
 from sim.remote.protocol import Answers, BadInputError, Description
 
@@ -59,12 +60,17 @@ class IsaacSimulator:
         self._success = _success(config.success, self._env)
         observation, _ = self._env.reset()
         observation, _ = self._env.reset()  # on Newton a first reset differs from later ones
+        self._changes = Changes(self._env, config, _function(config.object_shift) if config.object_shift else None)
         self._proprio, names = _columns(self._env, observation, config.proprio)
         self._steps, self._left = np.zeros((2, self._env.num_envs), np.int64)
         """Control steps since each row's reset, and those left after its success."""
         self._seen = np.zeros(self._env.num_envs, bool)
         """Rows that have succeeded in this episode."""
         self.description = self._describe(names, simulator)
+
+    def perturb(self, row: int, changes: Mapping[str, Any]) -> None:
+        """From the next reset on."""
+        self._changes.set(row, changes)
 
     @torch.no_grad()
     def reset(self, mask: np.ndarray, seeds: np.ndarray, answers: Answers) -> dict[int, str]:
@@ -74,6 +80,7 @@ class IsaacSimulator:
         for group in groups:
             self._env.seed(_thirty_two_bits(seeds[group]))
             self._reset_rows(torch.as_tensor(np.asarray(group), dtype=torch.int32, device=self._env.device))
+        self._changes.begin(rows)
         self._env.scene.write_data_to_sim()
         self._env.sim.forward()
         self._show(self._look(self._observe()), rows, answers)
@@ -81,14 +88,13 @@ class IsaacSimulator:
         for flags in (answers.terminated, answers.truncated, answers.success, answers.decided):
             flags[rows] = False
         answers.reward[rows], answers.time[rows] = 0, 0
-        sentences = self._config.instructions
-        return {int(row): sentences[_draw(seeds[row], self._config.task, len(sentences))] for row in rows}
+        return {int(row): self._instruction(int(row), int(seeds[row])) for row in rows}
 
     @torch.no_grad()
     def step(self, actions: np.ndarray, mask: np.ndarray, answers: Answers) -> None:
         """All rows move, those of the mask are shown."""
         low, high = self._config.action_low, self._config.action_high
-        normalised = np.where(mask[:, None], np.clip(actions, -1, 1), 0)
+        normalised = self._changes.execute(np.where(mask[:, None], np.clip(actions, -1, 1), 0), mask)
         raw = torch.as_tensor(low + (normalised + 1) / 2 * (high - low), dtype=torch.float32, device=self._env.device)
         self._asked, self._final = mask, None
         observation, reward, terminated, truncated, _ = self._env.step(raw)
@@ -136,7 +142,8 @@ class IsaacSimulator:
 
     def _look(self, observation: Mapping[str, Any]) -> Look:
         sensors = self._env.scene.sensors
-        frames = {name: _numpy(sensors[name].data.output["rgb"])[..., :3] for name in self._config.cameras}
+        frames = {name: self._changes.show(_numpy(sensors[name].data.output["rgb"])[..., :3])
+                  for name in self._config.cameras}
         proprio = np.concatenate([_numpy(_group(observation, group, term))[:, columns]
                                   for group, term, columns in self._proprio], axis=1).astype(np.float32)
         success = _numpy(self._success(self._env)) if self._success else np.zeros(len(proprio), bool)
@@ -168,7 +175,13 @@ class IsaacSimulator:
                         "proprio_mean": list(mean), "proprio_std": list(std)},
             provenance={"simulator": simulator, "physics": physics, "task": config.task,
                         "assets": config.assets, "seeds": config.seeds, "success": config.success,
-                        "reward": config.reward, "overrides": list(config.overrides), "clock": "simulated seconds"})
+                        "reward": config.reward, "overrides": list(config.overrides), "clock": "simulated seconds"},
+            factors=self._changes.factors)
+
+    def _instruction(self, row: int, seed: int) -> str:
+        which = _draw(seed, self._config.task, len(self._config.instructions))
+        sentences = self._changes.sentences(row)
+        return sentences[which % len(sentences)]
 
 
 class Demonstrating(IsaacSimulator):
@@ -196,7 +209,7 @@ def _success(name: str | None, env: Any) -> Callable[[Any], torch.Tensor] | None
     return lambda env: env.termination_manager.get_term(term)
 
 
-def _function(name: str) -> Callable[[Any], torch.Tensor]:
+def _function(name: str) -> Callable[..., torch.Tensor]:
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)

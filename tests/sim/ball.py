@@ -25,13 +25,17 @@ class Balls:
         if fail_in == "make":
             FAILURES[failure]()
         self.place, self.goal = np.zeros((2, rows, 2))
+        self.gain, self.light = np.ones((rows, 1)), np.ones((rows, 3))
         self.steps, self.seeds = np.zeros((2, rows), np.int64)
         self.description = Description(
             cameras=["above", "side"], image_size=SIZE, proprio_names=["x_m", "y_m"], action_names=["dx", "dy"],
             control_hz=HZ, max_episode_steps=STEPS, row_tasks=["ball"] * rows, embodiment="ball",
             statistics={"action_low": [-1.0] * 2, "action_high": [1.0] * 2, "proprio_mean": [0.0] * 2,
                         "proprio_std": [1.0] * 2},
-            provenance={"simulator": "ball", "pid": os.getpid()})
+            provenance={"simulator": "ball", "pid": os.getpid()}, factors=["gain", "light"])
+
+    def perturb(self, row: int, changes: dict) -> None:
+        self.gain[row], self.light[row] = changes.get("gain", 1.0), changes.get("light", 1.0)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray, answers: Answers) -> dict[int, str]:
         for row in np.flatnonzero(mask):
@@ -43,7 +47,7 @@ class Balls:
         return {int(row): f"push the ball to {self.goal[row].round(1)}" for row in np.flatnonzero(mask)}
 
     def step(self, actions: np.ndarray, mask: np.ndarray, answers: Answers) -> None:
-        self.place += np.where(mask[:, None], 0.2 * actions, 0)
+        self.place += np.where(mask[:, None], 0.2 * self.gain * actions, 0)
         self.steps += mask
         self._show(mask, answers)
         for row in np.flatnonzero(mask):
@@ -79,7 +83,7 @@ class Balls:
             picture = np.add.outer(np.arange(SIZE), np.arange(SIZE)).astype(np.uint8) * 4
             shift = int(500 * np.abs(self.place[row]).sum())
             answers.frames["above"][row] = (picture + shift % 251)[..., None]
-            answers.frames["side"][row] = picture[..., None] + np.uint8(shift % 241)
+            answers.frames["side"][row] = (picture[..., None] + np.uint8(shift % 241)) * self.light[row]
         arrived = np.linalg.norm(self.place - self.goal, axis=1) < 0.1
         answers.proprio[mask] = self.place[mask]
         answers.time[mask] = self.steps[mask] / HZ
@@ -95,9 +99,13 @@ def make(config: dict) -> Balls:
 
 
 class Silent(Balls):
-    """Without expert and snapshots."""
+    """Without expert, snapshots and anything to perturb."""
 
-    expert = snapshot = property()
+    expert = snapshot = perturb = property()
+
+    def __init__(self, **config) -> None:
+        super().__init__(**config)
+        self.description.factors.clear()
 
 
 def make_silent(config: dict) -> Balls:

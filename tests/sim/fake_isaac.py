@@ -31,6 +31,7 @@ class FakeIsaac:
         self.sim = SimpleNamespace(cfg=SimpleNamespace(physics=SimpleNamespace()), forward=lambda: None)
         self.scene = SimpleNamespace(sensors={"camera": self}, write_data_to_sim=lambda: None)
         self.state = torch.zeros(num_envs, 4)
+        self.camera_at = torch.zeros(num_envs, 3)
         self.episode_length_buf = torch.zeros(num_envs, dtype=torch.long)
         self.reset_terminated, self.reset_time_outs = torch.zeros(2, num_envs, dtype=torch.bool)
         self.extras = {}
@@ -45,9 +46,14 @@ class FakeIsaac:
         frames = torch.full((self.num_envs, SIZE, SIZE, 3), 40, dtype=torch.uint8)
         for row, (cart, _, pole, _) in enumerate(self.state.tolist()):
             for value, rows, colour in ((cart, slice(SIZE // 2, None), 0), (pole, slice(0, SIZE // 2), 1)):
-                middle = int(np.clip((value + 3) / 6, 0, 1) * (SIZE - 3))
+                middle = int(np.clip((value - float(self.camera_at[row, 0]) + 3) / 6, 0, 1) * (SIZE - 3))
                 frames[row, rows, middle:middle + 3, colour] = 220
-        return SimpleNamespace(output={"rgb": frames})
+        return SimpleNamespace(output={"rgb": frames}, pos_w=self.camera_at, quat_w_opengl=torch.zeros(
+            self.num_envs, 4))
+
+    def set_world_poses(self, positions, orientations, env_ids, convention):
+        """Of the camera: a place to the right of the middle shows all further to the left."""
+        self.camera_at[env_ids] = positions
 
     @staticmethod
     def seed(seed):
@@ -95,6 +101,11 @@ def to_the_right(task):
 def push_right(task):
     """Expert."""
     return torch.ones(task.num_envs, 1)
+
+
+def shift_cart(task, rows, shift):
+    """Objects: the cart."""
+    task.state[rows, 0] += shift[:, 0]
 
 
 def make(settings):

@@ -25,7 +25,9 @@ REACH = IsaacConfig(
                "env.scene.env_spacing=0.0"])
 """Its rows stand in one place, as those of ``CAMERA``: beside each other they round differently."""
 FAKE = {"task": "Fake-Cartpole", "instructions": ["go right", "to the right"], "cameras": ["camera"],
-        "image_size": SIZE, "success": "tests.sim.fake_isaac:to_the_right", "expert": "tests.sim.fake_isaac:push_right"}
+        "image_size": SIZE, "success": "tests.sim.fake_isaac:to_the_right", "expert": "tests.sim.fake_isaac:push_right",
+        "hold_still": [0.0], "held_out_instructions": ["off to where the sun sets on a map turned round"],
+        "object_shift": "tests.sim.fake_isaac:shift_cart", "still_camera": "camera"}
 
 
 def push(**changes):
@@ -34,10 +36,10 @@ def push(**changes):
     return IsaacConfig(**{key: value for key, value in {**settings, **changes}.items() if key != "_target_"})
 
 
-def fake(num_envs=3, workers=1, **changes):
+def fake(num_envs=3, workers=1, randomise=None, **changes):
     """The adapter in a worker process, with the FAKE behind it."""
     return RemoteEnv(name="isaac", python=Path(sys.executable), factory="tests.sim.fake_isaac:make",
-                     configs=[{**FAKE, **changes, "num_envs": num_envs}] * workers)
+                     configs=[{**FAKE, **changes, "num_envs": num_envs}] * workers, randomise=randomise)
 
 
 def _missing():

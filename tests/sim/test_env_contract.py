@@ -16,6 +16,7 @@ from data.types import Env, Source
 from sim.isaac.env import IsaacEnv
 from sim.libero.env import LiberoConfig, LiberoEnv
 from sim.metaworld import MetaWorldConfig
+from sim.perturbation import RANGES
 from sim.pusht import PushTConfig
 from sim.stand_in import stand_in_config
 from sim.vector import VectorEnv
@@ -62,14 +63,20 @@ TARGETS = [
     pytest.param(ready(partial(pusht, workers=2)), id="pusht-in-processes", marks=needs_pusht),
     pytest.param(ready(partial(LiberoEnv, suite="libero_object", tasks=[0], workers=1, config=LiberoConfig(
         image_size=32, max_episode_steps=6))), id="libero", marks=test_libero.real),
+    pytest.param(ready(partial(LiberoEnv, suite="libero_goal", tasks=[6], workers=2, config=LiberoConfig(
+        image_size=32, max_episode_steps=6, randomise={**RANGES["mild"], "latency": [0, 2], "gain": [0.7, 1.3]}))),
+        id="libero-randomised", marks=test_libero.real),
     pytest.param(imagination, id="imagination"),
     *(pytest.param(ready(partial(isaac.fake, **changes)), id=f"isaac-fake{name}") for name, changes in {
         "": {}, "-task-reward": {"reward": "task", "success": None}, "-in-processes": {"workers": 2, "num_envs": 2},
+        "-randomised": {"randomise": {"latency": [0, 2], "gain": [0.5, 1.5], "light": [0.5, 1.0],
+                                      "object_shift": [-0.3, 0.3], "camera_shift": [-0.5, 0.5]}},
     }.items()),
     *(pytest.param(ready(partial(IsaacEnv, config=config, num_envs=2)), id=f"isaac-{name}", marks=isaac.real)
       for name, config in {
         "cartpole": isaac.CARTPOLE, "cartpole-camera": isaac.CAMERA, "reach": isaac.REACH,
         "push": isaac.push(max_episode_steps=8, steps_after_success=0),
+        "push-randomised": isaac.push(max_episode_steps=8, steps_after_success=0, randomise="mild"),
     }.items()),
 ]
 

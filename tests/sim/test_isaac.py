@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.types import UserError
 from sim.isaac.env import IsaacEnv
@@ -106,8 +108,69 @@ def test_what_a_seed_decides():
     assert Direct().told == Direct(seeds="batch").told
 
 
+def changed(changes, **settings):
+    """A row and another that differs by ``changes``, both having begun from the same seed."""
+    direct = Direct(**settings)
+    direct.simulator.perturb(1, changes)
+    direct.told = direct.reset([5, 5])
+    return direct
+
+
+def test_what_is_late_arrives_and_before_it_the_task_holds_still():
+    direct = changed({"latency": 2}, steps=50, success=None)
+    speeds = []
+    for action in (1.0, 0.5, -0.2, 0.3, 0.8):
+        before = direct.answers.proprio[:, 1].copy()
+        speeds.append((direct.step(action).proprio[:, 1] - before) / (100 * DT))
+    np.testing.assert_allclose(np.transpose(speeds), [[1, 0.5, -0.2, 0.3, 0.8], [0, 0, 1, 0.5, -0.2]], atol=1e-5)
+    direct.simulator.perturb(1, {})
+    direct.reset([5, 5])
+    np.testing.assert_array_equal(*direct.step(0.7).proprio)
+
+
+@given(gain=st.floats(0.1, 3), still=st.floats(-1, 1), action=st.floats(-1, 1))
+def test_gain_counts_from_what_holds_still_and_stays_within_the_task_s_actions(gain, still, action):
+    direct = changed({"gain": gain}, success=None, hold_still=[still])
+    before = direct.answers.proprio[:, 1].copy()
+    done = (direct.step(action).proprio[:, 1] - before) / (100 * DT)
+    np.testing.assert_allclose(done, [action, np.clip(still + gain * (action - still), -1, 1)], atol=1e-4)
+
+
+def test_light_and_camera_change_the_picture_alone():
+    for changes in ({"light": [0.5, 1.0, 0.25]}, {"camera_shift": [1.0, 0.0, 0.0]}):
+        direct = changed(changes)
+        usual, other = direct.answers.frames["camera"]
+        assert (usual != other).any()
+        if "light" in changes:
+            np.testing.assert_array_equal(other, (usual * np.array([0.5, 1.0, 0.25])).astype(np.uint8))
+        np.testing.assert_array_equal(*direct.step(0.7).proprio)
+        direct.simulator.perturb(1, {})
+        direct.reset([5, 5])
+        np.testing.assert_array_equal(*direct.answers.frames["camera"])
+
+
+def test_objects_begin_elsewhere_and_sentences_are_others():
+    direct = changed({"object_shift": [0.25, 0.0], "phrasing": "held_out"})
+    np.testing.assert_allclose(direct.answers.proprio[1] - direct.answers.proprio[0], [0.25, 0, 0, 0], atol=1e-6)
+    assert direct.told[0] in FAKE["instructions"]
+    assert direct.told[1] == FAKE["held_out_instructions"][0]
+    assert changed({"phrasing": "wordy"}).told[1].endswith(f"for me {FAKE['held_out_instructions'][0]}")
+
+
+def test_a_task_has_the_factors_that_its_configuration_makes_possible():
+    def factors(**changes):
+        return set(Direct(**changes).simulator.description.factors)
+
+    everything = {"light", "camera_shift", "camera_turn", "gain", "latency", "object_shift", "phrasing"}
+    assert factors() == everything
+    assert factors(hold_still=None) == everything - {"gain", "latency"}
+    assert factors(object_shift=None, held_out_instructions=[]) == everything - {"object_shift", "phrasing"}
+    assert factors(still_camera=None) == everything - {"camera_shift", "camera_turn"}
+    assert factors(still_camera=None, cameras=[]) == {"gain", "latency", "object_shift", "phrasing"}
+
+
 def test_physics_that_diverged_counts_as_a_crash():
-    direct = Direct(cameras=[])
+    direct = Direct(cameras=[], still_camera=None)
     direct.task.state[:] = float("nan")
     with pytest.raises(FloatingPointError, match="physics of Fake-Cartpole diverged"):
         direct.step()
@@ -119,6 +182,8 @@ def test_physics_that_diverged_counts_as_a_crash():
         ({"proprio": ["critic"]}, "no observation 'critic', it has policy"),
         ({"proprio_names": ["x"]}, "expected 4 proprio_names for Fake-Cartpole, got 1"),
         ({"success": "term:success"}, "no termination term 'success', it has []; name one, or a function"),
+        ({"hold_still": [0, 0]}, "expected 1 numbers in env.config.hold_still for Fake-Cartpole, got [0, 0]"),
+        ({"object_shift": "nowhere:won"}, "expected module:function of Isaac Lab's Python, got 'nowhere:won'"),
         ({"success": "nowhere:won"}, "expected module:function of Isaac Lab's Python, got 'nowhere:won'"),
     ],
 )
@@ -134,6 +199,8 @@ def test_what_the_task_has_not_is_one_line(changes, message):
         ({"reward": "dense"}, {}, "expected env.config.reward to be sparse or task, got 'dense'"),
         ({"seeds": "row"}, {}, "expected env.config.seeds to be episode or batch"),
         ({"instructions": "push"}, {}, "expected a list of sentences"),
+        ({"held_out_instructions": "push"}, {}, "expected a list of sentences in env.config.held_out_instructions"),
+        ({"still_camera": "wrist"}, {}, "expected env.config.still_camera to be one of"),
         ({"action_low": 1.0}, {}, "expected action_low < action_high"),
         ({}, {"workers": 3, "num_envs": 2}, "expected 1 <= workers <= num_envs"),
     ],

@@ -14,6 +14,7 @@ from data.types import Success, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
 from sim.isaac.config import IsaacConfig
 from sim.isaac.env import IsaacEnv
+from sim.perturbation import Perturbation
 from sim.remote.environments import find_python
 from tests.sim.isaac import REACH, ROOT, push, real
 from tests.sim.test_isaac import GOLDEN
@@ -98,6 +99,46 @@ def test_the_expert_pushes_the_cube_onto_the_strip(pushing):
         assert (last[..., 1] > last[..., 0] + 60).sum() < green  # the cube hides part of the strip
     assert len({episode.frames["camera"][0].tobytes() for episode in shown}) == 8
     assert len({episode.instruction for episode in shown}) > 1
+
+
+@pytest.mark.parametrize("factors", [
+    {"light": (0.5, 0.5, 0.5)}, {"camera_shift": (0.0, 0.05, 0.0)}, {"camera_turn": (2.0, 0.0, 5.0)},
+    {"object_shift": (0.04, 0.03)}, {"latency": 1}, {"gain": 0.5}], ids=lambda factors: next(iter(factors)))
+def test_each_factor_changes_what_it_should_and_nominal_comes_back(pushing, factors):
+    def played():
+        start, _ = pushing.reset(seed=range(8), options={"reset_mask": np.ones(8, bool)})
+        ahead, after = np.full((8, 2), 0.7, np.float32), np.full((8, 2), 0.2, np.float32)
+        return [start, *(pushing.step(action)[0] for action in (ahead, after))]
+
+    usual = played()
+    pushing.perturb(Perturbation(**factors))
+    changed = played()
+    pushing.perturb(Perturbation())
+    again = played()
+    for one, other in zip(usual, again, strict=True):
+        np.testing.assert_array_equal(one["frames"]["camera"], other["frames"]["camera"])
+        np.testing.assert_array_equal(one["proprio"], other["proprio"])
+    moved = [seen[-1]["proprio"] - seen[0]["proprio"] for seen in (usual, changed)]
+    if "latency" in factors:
+        still, ahead = (np.abs(seen[1]["proprio"] - seen[0]["proprio"]).max() for seen in (changed, usual))
+        assert still < 1e-4 < 0.01 < ahead
+    if "gain" in factors:
+        np.testing.assert_allclose(moved[1][:, :2] / moved[0][:, :2], 0.5, atol=0.05)
+    if not {"latency", "gain"} & set(factors):
+        np.testing.assert_array_equal(moved[0], moved[1])
+        for row in range(8):
+            first = [seen[0]["frames"]["camera"][row].astype(int) for seen in (usual, changed)]
+            assert np.abs(first[0] - first[1]).mean() > 0.3
+
+
+def test_the_expert_pushes_cubes_that_begin_elsewhere(pushing):
+    pushing.perturb(Perturbation(object_shift=(0.03, -0.03), latency=1, phrasing="held_out"))
+    shown = list(rollout(pushing, ScriptedExpert(pushing, ExpertConfig(burst_probability=0)),
+                         [[seed] for seed in range(8)], sample=False))
+    pushing.perturb(Perturbation())
+    assert sum(episode.success is Success.YES for episode in shown) >= 4  # it is late, and does not know
+    assert {episode.instruction for episode in shown} <= set(push().held_out_instructions)
+    assert shown[0].provenance["perturbation"]["latency"] == 1
 
 
 def test_a_termination_term_is_a_success_and_ends_what_was_seen():

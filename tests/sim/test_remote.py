@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from data.rollout import rollout
 from data.types import Success, UserError
 from sim.expert import ExpertConfig, ScriptedExpert
+from sim.perturbation import Perturbation, draw
 from sim.remote import protocol
 from sim.remote.client import RemoteEnv
 from sim.remote.environments import find_python
@@ -23,6 +24,7 @@ from tests.contract import check_env, play
 from tests.sim.ball import STEPS
 
 ROOT = Path(__file__).parents[2]
+CHANNEL = st.sampled_from([0.25, 0.5, 1.0])
 
 
 def balls(*configs, factory="tests.sim.ball:make", **settings):
@@ -186,6 +188,7 @@ sys.stdin.read()
 def test_a_restored_row_goes_on_as_it_did(data):
     env = _shared()
     n = env.num_envs
+    env.perturb(Perturbation(gain=data.draw(st.sampled_from([0.5, 1.0])), light=data.draw(st.tuples(*[CHANNEL] * 3))))
     env.reset(seed=[data.draw(st.integers(0, 2**62)) for _ in range(n)], options={"reset_mask": np.ones(n, bool)})
     actions = data.draw(arrays.arrays(np.float32, (STEPS, n, 2), elements=st.floats(-1, 1, width=32)))
     split, row = data.draw(st.integers(0, STEPS - 1)), data.draw(st.integers(0, n - 1))
@@ -193,6 +196,8 @@ def test_a_restored_row_goes_on_as_it_did(data):
         env.step(action)
     snapshot = env.snapshot(row)
     first = [env.step(action) for action in actions[split:]]
+    env.perturb(Perturbation())
+    env.reset(seed=[1] * n, options={"reset_mask": np.ones(n, bool)})
     env.restore(row, snapshot)
     for one, two in zip(first, (env.step(action) for action in actions[split:]), strict=True):
         for camera in env.spec.cameras:
@@ -203,6 +208,68 @@ def test_a_restored_row_goes_on_as_it_did(data):
 def test_bytes_that_are_no_snapshot_are_refused(env):
     with pytest.raises(UserError, match="expected the bytes of a snapshot"):
         env.restore(0, b"none")
+
+
+def test_a_randomised_episode_is_its_seed_s_in_any_row_process_and_order():
+    check_env(lambda: balls({"rows": 2}, {"rows": 1}, randomise={"gain": [0.5, 1.5], "light": [0.5, 1.0]}))
+    env = balls({"rows": 2}, {"rows": 1}, randomise={"light": [0.5, 1.0]})
+    observation, _ = env.reset(seed=[4, 5, 4], options={"reset_mask": np.ones(3, bool)})
+    side = observation["frames"]["side"].astype(float)
+    assert (side[0] == side[2]).all()
+    assert abs(side[0] - side[1]).max() > 0
+    drawn = [draw(Perturbation(), {"light": (0.5, 1.0)}, seed).light for seed in (4, 5)]
+    for row in (0, 1):
+        np.testing.assert_allclose(side[row].max(axis=(0, 1)) / drawn[row], side[row].max() / max(drawn[row]), atol=4)
+    assert env.provenance["randomise"] == {"light": (0.5, 1.0)}
+    env.close()
+
+
+@given(st.data())
+@settings(max_examples=10)
+def test_what_differs_is_only_what_was_changed_and_nominal_comes_back(data):
+    env = _shared()
+    n = env.num_envs
+    seeds = [data.draw(st.integers(0, 2**62)) for _ in range(n)]
+    light = data.draw(st.tuples(*[CHANNEL] * 3))
+    env.perturb(Perturbation())
+    usual = play(env, seeds)
+    env.perturb(Perturbation(light=light))
+    assert env.perturbation.light == light
+    assert env.provenance["perturbation"] == Perturbation(light=light).changes
+    for nominal, changed in zip(usual, play(env, seeds), strict=True):
+        np.testing.assert_array_equal(nominal[0]["frames"]["above"], changed[0]["frames"]["above"])
+        np.testing.assert_array_equal((nominal[0]["frames"]["side"] * np.array(light)).astype(np.uint8),
+                                      changed[0]["frames"]["side"])
+        np.testing.assert_array_equal(nominal[0]["proprio"], changed[0]["proprio"])
+    env.perturb(Perturbation())
+    for nominal, again in zip(usual, play(env, seeds), strict=True):
+        np.testing.assert_array_equal(nominal[0]["frames"]["side"], again[0]["frames"]["side"])
+
+
+@pytest.mark.parametrize("failure", ["kill", "sleep"])
+def test_what_takes_the_place_of_a_lost_process_is_perturbed_alike(failure):
+    env = balls({"rows": 2, "fail_seed": 2, "failure": failure}, call_seconds=1.0)
+    env.perturb(Perturbation(light=(0.5, 0.5, 0.5)))
+    before, _ = env.reset(seed=[2, 3], options={"reset_mask": np.ones(2, bool)})
+    for _ in range(4):
+        *_, truncated, _ = env.step(np.zeros((2, 2), np.float32))
+    assert truncated.all()
+    after, _ = env.reset(seed=[2, 3], options={"reset_mask": np.ones(2, bool)})
+    np.testing.assert_array_equal(before["frames"]["side"], after["frames"]["side"])
+    assert env.perturbation == Perturbation(light=(0.5, 0.5, 0.5))
+    env.close()
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"perturbation": {"zoom": 2.0}}, "zoom does not exist in env=ball; it has gain, light"),
+    ({"perturbation": {"fog": 2.0}}, "fog is not known; it has gain, light"),
+    ({"randomise": {"gain": [2, 1]}}, "randomise gain: expected"),
+    ({"randomise": "wild"}, "randomise must be one of mild"),
+])
+def test_a_wrong_perturbation_is_one_line_and_leaves_no_process(settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        balls(**settings)
+    assert "\n" not in str(error.value)
 
 
 def _shared(made=[]):  # noqa: B006
@@ -217,6 +284,8 @@ def test_what_a_simulator_lacks_is_said():
         env.expert_action()
     with pytest.raises(UserError, match="cannot be put back"):
         env.snapshot(0)
+    with pytest.raises(UserError, match="perturbation light does not exist in env=ball"):
+        env.perturb(Perturbation(light=(0.5, 0.5, 0.5)))
     env.close()
 
 
