@@ -45,28 +45,28 @@ def improve(loop: Loop) -> None:
     main = loop.fabric.is_global_zero
     env = loop.make_env() if main and first < last else None
     try:
-        with loop.journal.progress("improve", last - first) as bar:
+        with loop.journal.progress("improve", last - first) as bar, interrupts.deferred():
             for iteration in range(first, last):
                 gathered, rows = cut.pop("gathered", {}), cut.pop("updates", [])
                 if env is not None and not gathered:
-                    gathered = _gather(loop, env, policy, store, iteration)
-                loop.fabric.barrier()
+                    gathered = _gather_unless_stopped(loop, env, policy, store, iteration)
+                if _asked_to_stop(loop, main and not gathered):  # the others wait here for what the first one gathers
+                    raise KeyboardInterrupt
                 store.refresh()
-                with interrupts.deferred():
-                    _update(loop, learner, sampler, iteration, rows)
-                    learner.gather()
-                    learned = learner.state_dict()
-                    whole = len(rows) == loop.config.updates_per_iteration
-                    if main and whole:
-                        loop.journal.record("train", iteration, mean_metrics(rows) | gathered)
-                        loop.progress["iteration"] = iteration + 1
-                        bar.advance(note=f"success {gathered['collected_success']:.2f}")
-                    elif main:
-                        loop.progress["cut"] = json.loads(json.dumps({"gathered": gathered, "updates": rows}))
-                    if main:
-                        loop.save(learned)
-                    if _asked_to_stop(loop):
-                        raise KeyboardInterrupt
+                _update(loop, learner, sampler, iteration, rows)
+                learner.gather()
+                learned = learner.state_dict()
+                whole = len(rows) == loop.config.updates_per_iteration
+                if main and whole:
+                    loop.journal.record("train", iteration, mean_metrics(rows) | gathered)
+                    loop.progress["iteration"] = iteration + 1
+                    bar.advance(note=f"success {gathered['collected_success']:.2f}")
+                elif main:
+                    loop.progress["cut"] = json.loads(json.dumps({"gathered": gathered, "updates": rows}))
+                if main:
+                    loop.save(learned)
+                if _asked_to_stop(loop):
+                    raise KeyboardInterrupt
     finally:
         if env is not None:
             env.close()
@@ -115,6 +115,17 @@ def imagine(loop: Loop, policy: TinyVLA, store: ReplayStore, iteration: int, *, 
         "imagined_return": sum(float(t.reward.sum()) for t in imagined) / len(imagined)}
 
 
+def _gather_unless_stopped(
+    loop: Loop, env: VectorEnv, policy: TinyVLA, store: ReplayStore, iteration: int
+) -> dict[str, float]:
+    """``_gather``, or nothing when a signal ended it: the other ranks must hear of it before this one leaves."""
+    try:
+        with interrupts.immediate():
+            return _gather(loop, env, policy, store, iteration)
+    except KeyboardInterrupt:
+        return {}
+
+
 def _gather(loop: Loop, env: VectorEnv, policy: TinyVLA, store: ReplayStore, iteration: int) -> dict[str, float]:
     """Fresh simulation, and trajectories imagined from what is stored. Returns what the policy achieved."""
     with loop.timed("collect"):
@@ -143,7 +154,7 @@ def _update(
                 return
 
 
-def _asked_to_stop(loop: Loop) -> bool:
-    """Some rank was: all of them must leave after the same update."""
-    asked = loop.fabric.all_reduce(torch.tensor(float(interrupts.seen()), device=loop.fabric.device), reduce_op="max")
-    return bool(asked)
+def _asked_to_stop(loop: Loop, stopped: bool = False) -> bool:
+    """Some rank was, or has stopped already: all of them must leave at the same place."""
+    own = torch.tensor(float(stopped or interrupts.seen()), device=loop.fabric.device)
+    return bool(loop.fabric.all_reduce(own, reduce_op="max"))

@@ -58,6 +58,18 @@ def deferred() -> Iterator[None]:
         _deferring = before
 
 
+@contextlib.contextmanager
+def immediate() -> Iterator[None]:
+    """Within ``deferred``: here a request is raised at once after all, also one that came before."""
+    global _deferring
+    before, _deferring = _deferring, False
+    try:
+        check()
+        yield
+    finally:
+        _deferring = before
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     global _seen
     impatient = number == signal.SIGINT and _seen == signal.SIGINT

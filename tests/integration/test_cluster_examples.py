@@ -33,7 +33,8 @@ def slurm(tmp_path):
     """Start the script with stand-ins that write down what they were asked; ``python`` waits for ``go`` if told to."""
     stand_ins = {"hostname": 'case "$1" in --ip-address) echo "10.0.0.1 10.0.0.9";; *) echo alpha;; esac',
                  "srun": "", "scontrol": "", "ray": "",
-                 "python": f'trap "echo USR1 >> {tmp_path}/log; exit 130" USR1; touch {tmp_path}/begun\n'
+                 "python": f'until [ "$SLURM_NNODES" = 1 ] || grep -q srun {tmp_path}/log; do sleep 0.05; done\n'
+                           f'trap "echo USR1 >> {tmp_path}/log; exit 130" USR1; touch {tmp_path}/begun\n'
                            f'if [ -n "$WAIT" ]; then for i in $(seq 600); do sleep 0.05; done; fi; exit ${{CODE:-0}}'}
     for name, does in stand_ins.items():
         file = tmp_path / "bin" / name

@@ -38,6 +38,15 @@ def test_where_it_would_do_harm_it_is_only_remembered():
         signal.raise_signal(signal.SIGTERM)
 
 
+def test_within_it_a_part_may_be_interrupted_at_once():
+    with interrupts.deferred():
+        with pytest.raises(KeyboardInterrupt), interrupts.immediate():
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # deferred again
+        with pytest.raises(KeyboardInterrupt), interrupts.immediate():
+            pytest.fail("a request that came before is raised first")
+
+
 def test_the_second_ctrl_c_is_not_deferred():
     with interrupts.deferred():
         signal.raise_signal(signal.SIGINT)

@@ -20,6 +20,7 @@ from wm_rl.cluster.learning import PolicyLearner
 from wm_rl.cluster.start import cluster
 from wm_rl.fabric import make_fabric
 from wm_rl.objectives import Gipo
+from wm_rl.policy import TinyVLA
 
 
 def test_a_sharded_learner_of_one_is_one_line():
@@ -37,9 +38,11 @@ def test_ray_gives_a_rank_the_gpu_that_its_fabric_asks_for(accelerator, gpus):
 
 def parts(folder, strategy):
     """A new store, and what a ``PolicyLearner`` is made of."""
+    folder.mkdir(exist_ok=True)
     examples.policy(0).save(folder / "warm_start")
     fabric = partial(make_fabric, accelerator="cpu", precision="32-true", strategy=strategy)
-    learner = partial(driver._new_learner, examples.LEARNER, folder / "warm_start", Gipo(beta=0.5), examples.TRUST)
+    learner = partial(driver._new_learner, examples.LEARNER, partial(TinyVLA.load, folder / "warm_start"),
+                      Gipo(beta=0.5), examples.TRUST)
     store = examples.store(folder / f"{strategy}.zarr")
     return store, (fabric, learner, store.path, StoreConfig(), examples.REPLAY)
 
