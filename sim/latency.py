@@ -27,7 +27,7 @@ class LatentVectorEnv(VectorEnv):
                             f"{variation}; type e.g. env.latency_ms=50")
         super().__init__(**rows)
         self.latency, self.variation = latency_ms / 1e3, variation
-        self._draw = np.random.default_rng(rows.get("only") or 0)
+        self._draw = np.random.default_rng((rows.get("only") or [0])[0])
 
     def step(
         self, actions: Float32[np.ndarray, "n a"]

@@ -33,9 +33,9 @@ class VectorEnv:
         workers: int = 2,
         config: TaskConfig | None = None,
         source: Source | str = Source.SIM,
-        only: int | None = None,
+        only: Sequence[int] | None = None,
     ) -> None:
-        """Start the processes and build every task; ``only`` that row of them, where each is played by itself.
+        """Start the processes and build every task; ``only`` these rows, where the others are played elsewhere.
 
         ``config`` says which simulator it is; Meta-World by default. ``tasks`` may also be the name of a mix.
 
@@ -47,7 +47,7 @@ class VectorEnv:
         config = MetaWorldConfig() if config is None else config
         self.tasks = _check(tasks, num_envs, workers, source, config)
         self.config, self.source = config, Source(source)
-        rows = range(num_envs) if only is None else [only]
+        rows = range(num_envs) if only is None else only
         self.row_tasks = [self.tasks[row % len(self.tasks)] for row in rows]
         self.num_envs = num_envs = len(rows)
         self.spec, self.statistics, self.embodiment = config.spec, config.statistics, config.embodiment

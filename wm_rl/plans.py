@@ -17,6 +17,9 @@ from data.sampler import DecisionSampler, Plan
 from data.store import ReplayStore
 from data.types import UserError
 
+_PAUSE = 0.02
+"""Seconds between two looks for what is on its way."""
+
 
 class Windows(NamedTuple):
     """A plan as one rank tells it to another; one entry per window."""
@@ -28,16 +31,19 @@ class Windows(NamedTuple):
     start: np.ndarray
 
 
-def plans(fabric: Fabric, sampler: DecisionSampler, steps: range, *, version: int) -> Iterable[Plan]:
+def plans(
+    fabric: Fabric, sampler: DecisionSampler, steps: range, *, version: int, patience: float = 0.0
+) -> Iterable[Plan]:
     """A rank's plans of the batches ``steps``, for a policy that is at ``version`` before the first of them.
 
     Every rank calls it. The batches are those that one process would draw from what the first rank sees of the store.
+    ``patience``: seconds that a rank which reads a copy of the store waits for what is on its way there.
     """
     drawn = (sampler.plan(step, version=version + i, now=time.time()) for i, step in enumerate(steps))
     if fabric.world_size == 1:
         return drawn
     told = fabric.broadcast([describe(plan) for plan in drawn] if fabric.is_global_zero else [])
-    return [plan.share(fabric.global_rank, fabric.world_size) for plan in find(told, sampler.store)]
+    return [plan.share(fabric.global_rank, fabric.world_size) for plan in find(told, sampler.store, patience)]
 
 
 def describe(plan: Plan) -> Windows:
@@ -47,8 +53,10 @@ def describe(plan: Plan) -> Windows:
                    plan.table.code("commit_time")[plan.episodes], plan.starts)
 
 
-def find(told: Sequence[Windows], store: ReplayStore) -> list[Plan]:
+def find(told: Sequence[Windows], store: ReplayStore, patience: float = 0.0) -> list[Plan]:
     """Plans of windows that another process drew from the same store, which is refreshed where they are newer.
+
+    ``patience``: seconds until they must be there.
 
     Raises:
         UserError: this process reads another store, or something was evicted before it was read.
@@ -56,9 +64,14 @@ def find(told: Sequence[Windows], store: ReplayStore) -> list[Plan]:
     names = [name for windows in told for name in windows.segment]
     rows, committed = (np.concatenate([getattr(windows, name) for windows in told]) for name in ("row", "committed"))
     episodes = _index(store, names, rows)
-    if episodes is None:
+    due = time.monotonic() + patience
+    while episodes is None:
         store.refresh()
         episodes = _index(store, names, rows)
+        if time.monotonic() >= due:
+            break
+        if episodes is None:
+            time.sleep(_PAUSE)
     if episodes is None or (store.episodes.code("commit_time")[episodes] != committed).any():
         raise UserError(f"a rank cannot find the episodes that the first one drew in its {store.path}: expected all "
                         "ranks to read one store; put them on one machine or its folder on a shared file system")

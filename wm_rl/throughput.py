@@ -30,6 +30,8 @@ class Arm:
     """Of a step's latency, as ``LatentVectorEnv`` takes it; the synchronous loop beside it has it too."""
     rows: int = 1
     """Rows, as a multiple of the synchronous loop's."""
+    rows_per_thread: int = 1
+    """See ``RayRuntime``, as the next."""
     updates_per_episode: float | None = None
     """See ``RayRuntime``; null is the synchronous loop's ratio, ``.inf`` lets the learner always have enough."""
 

@@ -27,7 +27,7 @@ def slept(steps=1, playing=None, **changes):
 @pytest.mark.sim
 def test_every_step_takes_it_once_for_all_rows_together():
     assert slept(steps=3) == pytest.approx([0.05] * 3)
-    assert slept(only=2) == pytest.approx([0.05])
+    assert slept(only=[2]) == pytest.approx([0.05])
     assert len(slept(latency_ms=0)) == 0
 
 
@@ -39,7 +39,7 @@ def test_rows_that_are_stepped_together_wait_for_the_slowest():
     many = np.exp(spread * draw.standard_normal((200_000, 4)) - spread**2 / 2)
     assert many.mean() == pytest.approx(1, abs=0.01)
     assert many.std() == pytest.approx(0.5, abs=0.01)
-    alone, together = slept(steps=390, variation=0.5, only=1), slept(steps=390, variation=0.5)
+    alone, together = slept(steps=390, variation=0.5, only=[1]), slept(steps=390, variation=0.5)
     one_row_of_four = slept(steps=390, variation=0.5, playing=1)
     assert alone.mean() == pytest.approx(0.05, rel=0.1)
     assert alone.std() == pytest.approx(0.025, rel=0.25)

@@ -29,10 +29,18 @@ class RayRuntime:
     """Shared memory of a cluster that is started here."""
     collectors: int
     """Processes that simulate, each with ``env.num_envs`` rows."""
+    rows_per_thread: int
+    """Rows that are stepped together, and ask the inference server together: fewer requests, which pays where a
+    simulator's step takes a few milliseconds. 1: no row waits for another."""
     inference_servers: int
     imaginers: int
     learners: int
     """Processes that share every update."""
+    learner_nodes: int
+    """Machines that these are dealt to, as far as the cluster has so many; the first is the driver's. On the others a
+    copy of the store is kept."""
+    copies: str | None
+    """Folder for such a copy, on a disk of that machine; null: with its temporary files. It goes when the run ends."""
     batch_size: int
     """Rows at which an inference server stops waiting for more."""
     max_age_ms: float
@@ -67,8 +75,8 @@ class RayRuntime:
 
     def __post_init__(self) -> None:
         """Refuse counts that make no run, and a machine without Ray."""
-        for name in ("collectors", "inference_servers", "imaginers", "learners", "batch_size", "publish_every",
-                     "max_restarts"):
+        for name in ("collectors", "rows_per_thread", "inference_servers", "imaginers", "learners", "learner_nodes",
+                     "batch_size", "publish_every", "max_restarts"):
             if getattr(self, name) < 1:
                 raise UserError(f"runtime.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("object_store_bytes", "max_lag", "updates_per_episode", "patience"):
@@ -77,6 +85,9 @@ class RayRuntime:
                 raise UserError(f"runtime.{name} must be positive, got {value}")
         if not self.max_age_ms >= 0:
             raise UserError(f"runtime.max_age_ms must not be negative, got {self.max_age_ms}")
+        if self.learner_nodes > self.learners:
+            raise UserError(f"runtime.learner_nodes: expected at most as many as runtime.learners={self.learners}, got "
+                            f"{self.learner_nodes}; type runtime.learners={self.learner_nodes}")
         if self.learners == 1 and getattr(self.fabric, "keywords", {}).get("strategy") == "fsdp":
             raise UserError("runtime.fabric.strategy=fsdp: expected at least 2 learners to shard over, got "
                             "runtime.learners=1; type runtime.learners=2")

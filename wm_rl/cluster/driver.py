@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
 from lightning.fabric import Fabric
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from rich.markup import escape
 
-from data.types import Source
+from data.types import Source, UserError
 from wm_rl import interrupts
 from wm_rl.cluster.collecting import Collector
 from wm_rl.cluster.config import RayRuntime
+from wm_rl.cluster.copying import Librarian
 from wm_rl.cluster.crew import Crew, Member
 from wm_rl.cluster.dreams import Dreams
 from wm_rl.cluster.inference import InferenceServer
@@ -41,6 +42,8 @@ _TICK = 0.05
 """Longest time in s between two looks at what is to be done."""
 _AHEAD = 2
 """Calls for updates that a learner has at a time: it begins the next while the driver hears of the last."""
+_FAREWELL = 60.0
+"""Longest time in s to wait until copies of the store are deleted."""
 _REPORT_EVERY = 0.5
 """Seconds between two questions to an actor how it fares."""
 
@@ -95,9 +98,16 @@ class _Driver:
                     self._ask_how_they_fare()
         for member in (*self.collectors, *self.dreams.imaginers):
             ray.kill(member.handle)
+        self._delete_copies()
         with contextlib.suppress(RayActorError):  # it died just now: the store's next writer seals what it left
             ray.get(self.writer.handle.close.remote(), timeout=self.crew.patience)
         loop.store().refresh()
+
+    def _delete_copies(self) -> None:
+        """Of the store, on other machines. What is left by one that cannot be asked is written over by the next run."""
+        if self.runtime.learner_nodes > 1:
+            with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
+                ray.get(self.learner.handle.do.remote(self.learner.who, "leave"), timeout=_FAREWELL)
 
     def _stop(self) -> NoReturn:
         """A signal asked for it: wait for the updates underway, and write down where everything stands."""
@@ -113,6 +123,7 @@ class _Driver:
             wait()
         else:
             self._keep(self.learned)
+        self._delete_copies()
         raise KeyboardInterrupt
 
     # -- who there is -----------------------------------------------------------------------------------------------
@@ -121,6 +132,10 @@ class _Driver:
         """Start everyone. Those who read or write the store are beside it, collectors and servers anywhere."""
         loop, runtime, hire = self.loop, self.runtime, self.crew.hire
         policy, store, storage = loop.trained_policy(), loop.store(), loop.storage
+        if self.pace.rows % runtime.rows_per_thread:
+            raise UserError(f"expected rows of a collector that threads of runtime.rows_per_thread="
+                            f"{runtime.rows_per_thread} can share, got env.num_envs={self.pace.rows}; type "
+                            f"runtime.rows_per_thread=1, or another env.num_envs")
         check_compatible(policy, spec=store.spec, statistics=store.statistics, what="replay store")
         self.replay = loop.mixture(store)
         new_policy = partial(TinyVLA, policy.config, spec=policy.spec, statistics=policy.statistics, seed=0)
@@ -134,17 +149,29 @@ class _Driver:
         def server(i: int) -> Any:
             return self.servers[i % len(self.servers)].handle
 
-        parts = 1 if _together(loop.make_env) else self.pace.rows
-        self.collectors = [hire(f"collector {i}", Collector, partial(_rows, loop.make_env), server(i),
-                                self.writer.handle, parts=parts, seed=loop.seed, chunk=policy.chunk,
-                                limit=self.pace.limit, begin=self._play,
+        parts = 1 if _together(loop.make_env) else self.pace.rows // runtime.rows_per_thread
+        make_rows = partial(_rows, loop.make_env, runtime.rows_per_thread)
+        self.collectors = [hire(f"collector {i}", Collector, make_rows, server(i), self.writer.handle, parts=parts,
+                                seed=loop.seed, chunk=policy.chunk, limit=self.pace.limit, begin=self._play,
                                 options={"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_concurrency": 2})
                            for i in range(runtime.collectors)]
-        learner = partial(_new_learner, loop.learner_config, loop.folder / "warm_start", loop.objective, loop.trust)
+        self.warm_start = _Sent(TinyVLA.load(loop.folder / "warm_start"))  # kept, for those who come instead of others
+        learner = partial(_new_learner, loop.learner_config, self.warm_start, loop.objective, loop.trust)
         self.learner = hire("the learner", PolicyLearner, runtime.fabric, learner, store.path, storage, self.replay,
                             seed=loop.seed, ranks=runtime.learners, patience=self.crew.patience, gpus=runtime.gpus,
-                            begin=self._resume_learner, options={**here, "num_gpus": runtime.gpus})
+                            begin=self._resume_learner, options={**here, "num_gpus": runtime.gpus},
+                            **self._elsewhere(here))
         self.dreams.hire(runtime, here, server, self.writer.handle)
+
+    def _elsewhere(self, here: dict[str, Any]) -> dict[str, Any]:
+        """What the learner needs for ranks on other machines."""
+        runtime = self.runtime
+        if runtime.learner_nodes == 1:
+            return {}
+        librarian = self.crew.hire("the librarian", Librarian, self.loop.store().path, begin=lambda member: None,
+                                   options={**here, "max_concurrency": 4})
+        return {"nodes": runtime.learner_nodes, "librarian": librarian.handle,
+                "copies": None if runtime.copies is None else Path(runtime.copies)}
 
     def _rows(self) -> int:
         keywords = getattr(self.loop.make_env, "keywords", {})
@@ -263,14 +290,28 @@ def _together(make_env: Any) -> bool:
     return getattr(getattr(make_env, "func", None), "rows_together", False)
 
 
-def _rows(make_env: Any, part: int) -> Any:
-    """One row of the environment in the process that asks, or all where they belong together."""
-    return make_env() if _together(make_env) else make_env(workers=0, only=part)
+def _rows(make_env: Any, count: int, part: int) -> Any:
+    """Part of the environment's rows, ``count`` each, in the process that asks; or all where they belong together."""
+    return make_env() if _together(make_env) else make_env(workers=0, only=range(part * count, (part + 1) * count))
+
+
+class _Sent:
+    """A policy for actors on any machine: its weights come through Ray's object store, not from a folder."""
+
+    def __init__(self, policy: TinyVLA) -> None:
+        self._make = partial(TinyVLA, policy.config, spec=policy.spec, statistics=policy.statistics, seed=0)
+        self._weights: Any = ray.put(policy.state_dict())
+        self._version = policy.version
+
+    def __call__(self) -> TinyVLA:
+        policy = self._make()
+        policy.load_state_dict(ray.get(self._weights))
+        policy.version = self._version
+        return policy
 
 
 def _new_learner(
-    config: LearnerConfig, warm_start: Path, objective: Objective, trust: Trust, fabric: Fabric
+    config: LearnerConfig, warm_start: Callable[[], TinyVLA], objective: Objective, trust: Trust, fabric: Fabric
 ) -> Learner:
     """As it is before the first update: at the warm start."""
-    policy, reference = TinyVLA.load(warm_start), TinyVLA.load(warm_start)
-    return Learner(config, fabric=fabric, policy=policy, reference=reference, objective=objective, trust=trust)
+    return Learner(config, fabric=fabric, policy=warm_start(), reference=warm_start(), objective=objective, trust=trust)

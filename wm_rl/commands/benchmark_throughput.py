@@ -103,7 +103,8 @@ def _measurement(
             raise UserError(f"expected rows that {runtime.collectors} collectors can share, got {rows}; type e.g. "
                             f"env.num_envs={runtime.collectors * 8}")
         slow = partial(slow, num_envs=rows // runtime.collectors)
-        asynchronous = replace(runtime, updates_per_episode=cell.arm.updates_per_episode)
+        asynchronous = replace(runtime, updates_per_episode=cell.arm.updates_per_episode,
+                               rows_per_thread=cell.arm.rows_per_thread)
     return Measurement(loop=loop, env=slow, runtime=asynchronous, local=runtime, seconds=seconds)
 
 

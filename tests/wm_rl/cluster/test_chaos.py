@@ -27,7 +27,7 @@ from wm_rl.policy import TinyVLA
 from wm_rl.seeding import TRAINING_SEEDS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
-KILLS, ITERATIONS, UPDATES = 54, 60, 8
+KILLS, ITERATIONS, UPDATES = 54, 100, 8
 TRIALS = 400
 
 

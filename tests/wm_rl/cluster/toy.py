@@ -46,9 +46,9 @@ class ToyEnv:
     provenance = {"simulator": "toy"}
 
     def __init__(self, num_envs, workers=0, only=None, faults=(), marks=None, nan=False, latency=0.0):
-        num_envs = num_envs if only is None else 1
+        num_envs = num_envs if only is None else len(only)
         self.num_envs, self.nan, self.latency, self.steps = num_envs, nan, latency, 0
-        marks = None if only else marks  # the first row of a collector has the faults
+        marks = None if only and only[0] else marks  # the first row of a collector has the faults
         life = Path(marks).stat().st_size if marks and Path(marks).exists() else 0
         self.fault = faults[life] if marks and life < len(faults) else None
         if marks:
@@ -165,9 +165,9 @@ class LatentToy(ToyEnv):
 def runtime(*, strategy="auto", **changes):
     """On a cluster of its own, or on that which RAY_ADDRESS names."""
     values = {"address": os.environ.get("RAY_ADDRESS"), "object_store_bytes": 100 * 2**20, "collectors": 1,
-              "inference_servers": 1, "imaginers": 1, "learners": 1, "batch_size": 4, "max_age_ms": 5.0,
-              "publish_every": 2, "max_lag": 20.0, "updates_per_episode": None, "patience": 120.0,
-              "max_restarts": 3} | changes
+              "rows_per_thread": 1, "inference_servers": 1, "imaginers": 1, "learners": 1, "learner_nodes": 1,
+              "copies": None, "batch_size": 4, "max_age_ms": 5.0, "publish_every": 2, "max_lag": 20.0,
+              "updates_per_episode": None, "patience": 120.0, "max_restarts": 3} | changes
     fabric = partial(make_fabric, accelerator="cpu", precision="32-true", strategy=strategy)
     return RayRuntime(fabric=fabric, **values)
 
