@@ -39,7 +39,8 @@ def slurm(tmp_path):
     for name, does in stand_ins.items():
         file = tmp_path / "bin" / name
         file.parent.mkdir(exist_ok=True)
-        note = "" if name == "hostname" else f'echo "{name} $*" >> {tmp_path}/log\n'
+        note = "" if name == "hostname" else (f'echo "{name} $*" >> {tmp_path}/log\n'
+                                              f'echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> {tmp_path}/tokens\n')
         file.write_text(f"#!/bin/bash\n{note}{does}\n")
         file.chmod(0o755)
 
@@ -80,6 +81,14 @@ def test_a_job_starts_ray_everywhere_and_one_driver(slurm, tmp_path):
     assert config["runtime"]["address"] == "10.0.0.1:6379"
     assert (config["runtime"]["collectors"], config["env"]["num_envs"]) == (32, 16)
     assert "hydra.run.dir=runs/slurm-7" in driver
+
+
+def test_all_of_a_job_have_one_token_and_the_next_start_another(slurm, tmp_path):
+    assert slurm().wait(timeout=60) == 0
+    [first] = set((tmp_path / "tokens").read_text().splitlines())
+    assert re.fullmatch("token [0-9a-f]{64}", first)
+    assert slurm().wait(timeout=60) == 0
+    assert len(set((tmp_path / "tokens").read_text().splitlines())) == 2
 
 
 def test_a_job_on_one_node_starts_no_workers(slurm, tmp_path):

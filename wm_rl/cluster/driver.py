@@ -55,6 +55,7 @@ def improve_on_cluster(loop: Loop, runtime: RayRuntime) -> None:
         cpus = runtime.collectors + runtime.imaginers
         with loop.timed("improve"), interrupts.deferred(), cluster(runtime, cpus=cpus) as here:
             interrupts.listen()  # Ray takes SIGTERM
+            _check_room(runtime.imaginers if loop.imagines else 0)
             _Driver(loop, runtime, here).run()
     elif "learner" in loop.saved:
         loop.trained_policy().load_state_dict(loop.saved["learner"]["policy"])
@@ -149,6 +150,8 @@ class _Driver:
         def server(i: int) -> Any:
             return self.servers[i % len(self.servers)].handle
 
+        # Before the collectors, which may be elsewhere and would take the CPUs that imaginers need here.
+        self.dreams.hire(runtime, here, server, self.writer.handle)
         parts = 1 if _together(loop.make_env) else self.pace.rows // runtime.rows_per_thread
         make_rows = partial(_rows, loop.make_env, runtime.rows_per_thread)
         self.collectors = [hire(f"collector {i}", Collector, make_rows, server(i), self.writer.handle, parts=parts,
@@ -161,7 +164,6 @@ class _Driver:
                             seed=loop.seed, ranks=runtime.learners, patience=self.crew.patience, gpus=runtime.gpus,
                             begin=self._resume_learner, options={**here, "num_gpus": runtime.gpus},
                             **self._elsewhere(here))
-        self.dreams.hire(runtime, here, server, self.writer.handle)
 
     def _elsewhere(self, here: dict[str, Any]) -> dict[str, Any]:
         """What the learner needs for ranks on other machines."""
@@ -283,6 +285,15 @@ class _Driver:
         if news:
             self.loop.store().refresh()
         self.dreams.arrived()
+
+
+def _check_room(imaginers: int) -> None:
+    """Raises ``UserError`` where this machine has too few CPUs for what must be beside the store."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here)
+    if cpus < imaginers:
+        raise UserError(f"expected a CPU for each of runtime.imaginers={imaginers} on the driver's machine, got {cpus} "
+                        f"there; start Ray on it with --num-cpus={imaginers} or more, or type replay.mix.imagined=0")
 
 
 def _together(make_env: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from data.types import UserError
 from wm_rl.cluster.config import RayRuntime
 
 SWITCHES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_kill_child_processes_on_worker_exit": "1",
@@ -23,6 +24,8 @@ def cluster(runtime: RayRuntime, *, cpus: int) -> Iterator[dict[str, Any]]:
 
     A cluster that is started here has ``cpus`` logical CPUs and no dashboard. It ends with the driver, also when that
     is killed: Ray's reaper sees to it.
+
+    Raises ``UserError`` when the cluster to join does not let us in.
     """
     if runtime.address is None:
         os.environ.update({name: os.environ.get(name, value) for name, value in SWITCHES.items()})
@@ -38,7 +41,13 @@ def cluster(runtime: RayRuntime, *, cpus: int) -> Iterator[dict[str, Any]]:
             ray.init(address="local", num_cpus=cpus, object_store_memory=runtime.object_store_bytes,
                      include_dashboard=False, **quiet)
         else:
-            ray.init(address=runtime.address, **quiet)
+            try:
+                ray.init(address=runtime.address, **quiet)
+            except ConnectionError as error:  # Ray says the same when it is refused for its token
+                raise UserError(
+                    f"expected a Ray cluster at runtime.address={runtime.address}, got no connection: is it up? If it "
+                    f"was started with a token, which Ray does wherever ~/.ray/auth_token exists, this machine needs "
+                    f"the same one; type RAY_AUTH_MODE=token python main.py ...") from error
         here = ray.get_runtime_context().get_node_id()
         yield {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
     finally:

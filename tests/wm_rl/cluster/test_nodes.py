@@ -108,3 +108,13 @@ def test_a_learners_node_and_a_copyist_die_and_the_run_ends(tmp_path, monkeypatc
     assert seen["home"] == doomed.node_id
     assert len(seen["homes"] - {doomed.node_id}) == 1, "its rank is on the node that came instead"
     assert told[-1]["restarts"] >= 3, "the learner twice, and the collector of that node"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_driver_without_room_for_its_imaginers_says_so(tmp_path, monkeypatch):
+    with two_nodes(monkeypatch) as (cluster, _):
+        loop = toy.loop(tmp_path / "run", imagined=0.3)
+        with pytest.raises(UserError, match=r"a CPU for each of runtime\.imaginers=1 on the driver's machine, got 0"):
+            loop.run(toy.runtime(address=cluster.address).improve)
