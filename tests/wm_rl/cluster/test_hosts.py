@@ -1,4 +1,4 @@
-"""A run on two hosts: network namespaces with an address each, of which the second does not see the first one's files."""
+"""A run on two hosts: network namespaces with an address each; the second does not see the first one's files."""
 
 import contextlib
 import json
@@ -32,8 +32,8 @@ def and_look(self, iteration, learned):
     checkpoint(self, iteration, learned)
     ranks = ray.get(self.learner.handle.__ray_call__.remote(lambda learner: learner._others))
     seen = [ray.get(rank.__ray_call__.remote(lambda rank: {
-        "address": ray.util.get_node_ip_address(), "reads": str(rank._store.path), "episodes": len(rank._store.episodes),
-        "sees the store": rank._original.exists()})) for rank in ranks]
+        "address": ray.util.get_node_ip_address(), "reads": str(rank._store.path),
+        "episodes": len(rank._store.episodes), "sees the store": rank._original.exists()})) for rank in ranks]
     (folder / "seen.json").write_text(json.dumps(seen))
 
 driver._Driver._checkpoint = and_look
@@ -77,10 +77,10 @@ def test_learners_on_two_hosts_without_a_shared_file_system(tmp_path):
     with tempfile.TemporaryDirectory(prefix="wm-", dir="/tmp") as ray_folder, two_hosts() as (first, second):
         subprocess.Popen([*first, RAY, "start", "--head", f"--node-ip-address={FIRST}", f"--port={PORT}", *START,
                           "--include-dashboard=false", f"--temp-dir={ray_folder}/a"], **quiet)
-        join = f"{RAY} start --address={FIRST}:{PORT} --node-ip-address={SECOND} {' '.join(START)}"
+        join = f"{RAY} start --address={FIRST}:{PORT} --node-ip-address={SECOND} --temp-dir={ray_folder}/b"
         hide = f"mount -t tmpfs none {run} && mount -t tmpfs none {ray_folder} && mount -t tmpfs none '{hidden}'"
-        subprocess.Popen([*second, "unshare", "--mount", "bash", "-c", f"{hide} && exec {join} --temp-dir={ray_folder}/b"],
-                         **quiet)
+        words = f"{hide} && exec {join} {' '.join(START)}"
+        subprocess.Popen([*second, "unshare", "--mount", "bash", "-c", words], **quiet)
         status = [*first, RAY, "status", f"--address={FIRST}:{PORT}"]
 
         def both_are_there():
