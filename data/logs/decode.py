@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import multiprocessing
@@ -120,8 +121,9 @@ def _side_by_side(
 
 
 def _serve(pipe: Connection, wanted: Sequence[Wanted], root: Path, mapping: LogMapping, image_size: int) -> None:
-    for item in _alone(wanted, root, mapping, image_size, 1):
-        pipe.send(item)
+    with contextlib.suppress(BrokenPipeError):  # whoever reads was killed
+        for item in _alone(wanted, root, mapping, image_size, 1):
+            pipe.send(item)
 
 
 def _decode(
