@@ -10,8 +10,8 @@ PRECISIONS = ("auto", "bf16-mixed", "32-true")
 def resolve_precision(precision: str, device: torch.device) -> str:
     """``auto`` becomes ``bf16-mixed`` or ``32-true``; the others stay.
 
-    Of x86 only AMX is faster at it than at float32: AVX512's own instructions are slower, and where there are none at
-    all PyTorch emulates it (docs/world-model.md).
+    Of Intel's instructions only AMX's are faster at it than at float32, AVX512's are slower; AMD's AVX512 (Zen 4 and
+    later) is faster. Where there are none at all PyTorch emulates it (docs/world-model.md).
     """
     if precision != "auto":
         return precision
@@ -19,5 +19,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         can = torch.cpu.get_capabilities()
-        native = any(can.get(name, False) for name in ("amx_bf16", "bf16"))
+        amd = can.get("avx512_bf16", False) and str(can.get("cpu_name", "")).startswith("AMD")
+        native = amd or any(can.get(name, False) for name in ("amx_bf16", "bf16"))
     return "bf16-mixed" if native else "32-true"

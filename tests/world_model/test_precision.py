@@ -9,6 +9,9 @@ from world_model.precision import resolve_precision
 @pytest.mark.parametrize(("can", "expected"), [
     ({"amx_bf16": True}, "bf16-mixed"),
     ({"avx512_bf16": True}, "32-true"),
+    ({"avx512_bf16": True, "cpu_name": "Intel(R) Xeon(R)"}, "32-true"),
+    ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, "bf16-mixed"),
+    ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, "32-true"),
     ({"architecture": "arm64", "bf16": True}, "bf16-mixed"),
     ({"avx512_f": True, "amx_bf16": False, "avx512_bf16": False}, "32-true"),
     ({}, "32-true"),
