@@ -42,6 +42,9 @@ class Arm:
     """Imagined episodes per iteration."""
     refit_steps: int
     """Gradient steps of the success model after every round of simulated episodes; 0: it stays as it was fitted."""
+    recordings: int
+    """Recorded episodes of the task that the arm begins with. Imagination branches from them, refits see them, and the
+    policy learns from those that a policy acted."""
     replay: ReplayConfig
 
     def __post_init__(self) -> None:
@@ -65,8 +68,6 @@ class Experiment:
     objective: Objective
     trust: Trust
     imagination: ImaginationConfig
-    recordings: int
-    """Recorded episodes of the task that imagination branches from and refits see, beside the arm's own."""
     refit: Mapping[str, Any]
     """What refits change in the world model's configuration."""
 
@@ -105,7 +106,8 @@ def _learn(
     imagination = replace(experiment.imagination, tasks=(env.tasks[0],))
     if arm.branches:
         model = WorldModelLearner.from_pretrained(world_model, changes=experiment.refit)
-        store.append(_spread(ReplayStore.open(recorded), env.tasks[0], experiment.recordings))
+    if arm.recordings:
+        store.append(_spread(ReplayStore.open(recorded), env.tasks[0], arm.recordings))
     counts = {"simulated": 0, "imagined": 0, "claimed": 0, "true": 0}
     dreamt: list[bool] = []
     curve: list[dict[str, float]] = []

@@ -59,7 +59,7 @@ SUITES = {  # the first that a command has
     "suite=imagination": [
         "seeds=[0]", "tasks=[drawer-close-v3]", "warm_start=2", "experiment.trials=1",
         "experiment.updates_per_iteration=1", "env.config.max_episode_steps=14",
-        *(f"arms.{name}.{what}" for name in ("with_imagination", "same_episodes", "without")
+        *(f"arms.{name}.{what}" for name in ("with_imagination", "same_data", "without")
           for what in ("iterations=1", "episodes=2")),
         "arms.with_imagination.branches=2", "arms.with_imagination.refit_steps=2",
         "experiment.refit.success_windows=4"],

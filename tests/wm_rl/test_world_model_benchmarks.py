@@ -1,13 +1,15 @@
 """The world model's two benchmarks on real Meta-World, small, one after the other as a user would run them."""
 
 import json
+from contextlib import closing
 from functools import partial
 
 import pytest
 
 from data.budget import StoreConfig
 from data.sampler import ReplayConfig
-from data.types import UserError
+from data.store import ReplayStore
+from data.types import Behaviour, UserError
 from sim.expert import ExpertConfig
 from sim.metaworld import MetaWorldConfig
 from sim.vector import VectorEnv
@@ -33,9 +35,10 @@ def world_models(folder, **changes):
     def recording(store, seed, unseen=False):
         return Recording(store=store, episodes=4, seed=seed, unseen=unseen, expert=ExpertConfig())
 
+    played = Recording(store="recorded", episodes=2, seed=3, policy=4)
     given = {
         "folder": str(folder), "seeds": [0, 1], "env": ENV, "unseen_env": partial(ENV, tasks=["reach-v3"]),
-        "recordings": [recording("recorded", 0), recording("held_out", 1), recording("unseen", 2, unseen=True)],
+        "recordings": [played, recording("recorded", 0), recording("held_out", 1), recording("unseen", 2, unseen=True)],
         "storage": StoreConfig(), "variants": {"ours": TINY, "rival": TINY}, "policy": POLICY,
         "cloning": CloningConfig(steps=4, batch=8, learning_rate=1e-3, sources={"sim": 1.0, "real": 0.0}),
         "policies": [2, 4], "trials_per_task": 2, "first_seed": 100, "starts": 4,
@@ -50,12 +53,12 @@ def imagination(folder, made, *, level, **changes):
         "tasks": ["drawer-close-v3"], "seeds": [0], "env": ENV, "jobs": 2,
         "experiment": Experiment(
             updates_per_iteration=1, evaluate_every=1, trials=2, first_seed=200, level=level, learner=LEARNER,
-            objective=Gipo(beta=0.5), trust=Trust(), recordings=3, refit={"steps": 0},
+            objective=Gipo(beta=0.5), trust=Trust(), refit={"steps": 0},
             imagination=ImaginationConfig(horizon=3, micro_batch=2, sources=("sim",))),
         "arms": {
-            "with": Arm(iterations=2, simulate_every=2, episodes=2, branches=3, refit_steps=2,
+            "with": Arm(iterations=2, simulate_every=2, episodes=2, branches=3, refit_steps=2, recordings=3,
                         replay=ReplayConfig(**replay, mix={"sim": 0.5, "real": 0.0, "imagined": 0.5})),
-            "without": Arm(iterations=2, simulate_every=1, episodes=2, branches=0, refit_steps=0,
+            "without": Arm(iterations=2, simulate_every=1, episodes=2, branches=0, refit_steps=0, recordings=0,
                            replay=ReplayConfig(**replay, mix={"sim": 1.0, "real": 0.0, "imagined": 0.0}))}}
     return benchmark_imagination(**{**given, **changes})
 
@@ -76,6 +79,8 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert first["imagined_fps"] > 0
     assert first["simulated_fps"] > 0
     assert (made / "ranking.png").is_file()
+    with closing(ReplayStore.open(made / "recorded.zarr")) as recorded:  # the policy was cloned before it recorded
+        assert list(recorded.episodes.behaviour) == [Behaviour.UNKNOWN] * 4 + [Behaviour.LOGGED] * 2
     stamps = {path: path.stat().st_mtime_ns for path in made.glob("models/*/fit.json")}
     assert len(stamps) == 4
     assert world_models(made) == 0  # goes on: nothing is fitted again, and the measures are the same
@@ -105,6 +110,21 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert all(row["reached"] for row in json.loads((easy / "results.json").read_text())["rows"])
     curves = [json.loads(path.read_text())["curve"] for path in (easy / "cells").iterdir()]
     assert [len(curve) for curve in curves] == [2, 2]  # then it stops
+
+
+@pytest.mark.parametrize(("who", "message"), [
+    ({}, "either an expert's or a policy's, got expert=None and policy=None"),
+    ({"expert": ExpertConfig(), "policy": 4}, "either an expert's or a policy's"),
+])
+def test_a_recording_has_one_actor(who, message):
+    with pytest.raises(UserError, match=message):
+        Recording(store="recorded", episodes=1, seed=0, **who)
+
+
+def test_a_recording_needs_a_policy_that_is_kept(tmp_path):
+    with pytest.raises(UserError, match=r"one of \[2, 4\] \(policies\), got 3"):
+        world_models(tmp_path, recordings=[Recording(store="recorded", episodes=1, seed=0, policy=3)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_steps_to_a_level_are_those_of_two_evaluations():

@@ -31,15 +31,23 @@ from world_model.learner import WorldModelLearner
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """Episodes of the scripted expert, going astray."""
+    """Episodes of the scripted expert, going astray, or of a policy that was cloned from these."""
 
     store: str
     """Name of the store in the run's folder; recordings with the same name add to it."""
     episodes: int
-    expert: ExpertConfig
     seed: int
+    expert: ExpertConfig | None = None
+    policy: int | None = None
+    """Cloning steps of the policy that acts, one of those that are kept; None: the expert does."""
     unseen: bool = False
     """Of the tasks that the models do not see."""
+
+    def __post_init__(self) -> None:
+        """Refuse what nobody or two would act in."""
+        if (self.expert is None) == (self.policy is None):
+            raise UserError(f"a recording is either an expert's or a policy's, got expert={self.expert} and "
+                            f"policy={self.policy}")
 
 
 def benchmark_world_model(
@@ -51,14 +59,22 @@ def benchmark_world_model(
 ) -> int:
     """The first variant is the model, the others its rivals; ``policies``: cloning steps after which one is kept.
 
-    Raises ``UserError`` when there is nothing to fit.
+    Policies are cloned from what the expert recorded, before any of them records.
+
+    Raises ``UserError`` when there is nothing to fit, or a recording's policy is not kept.
     """
     if not seeds or not variants or jobs < 1:
         raise UserError("suite=world_model needs at least one seed, one variant and one job")
+    for recording in recordings:
+        if recording.policy is not None and recording.policy not in policies:
+            raise UserError(f"a recording's policy is one of {list(policies)} (policies), got {recording.policy}")
     run = Path(folder)
     journal = Journal(run, [], enabled=True)
-    for recording in recordings:
+    for recording in sorted(recordings, key=lambda each: each.policy is not None):
+        if recording.policy is not None:
+            _clone_policies(run, policy, cloning, policies, journal)
         _record(run, recording, unseen_env if recording.unseen else env, storage)
+    _clone_policies(run, policy, cloning, policies, journal)
     cells = [(name, seed) for seed in seeds for name in variants]
     todo = [(name, seed) for name, seed in cells if not (_folder(run, name, seed) / "fit.json").is_file()]
     with journal.progress("fits", len(cells)) as bar:
@@ -72,7 +88,6 @@ def benchmark_world_model(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    _clone_policies(run, policy, cloning, policies, journal)
     first, *others = variants
     return evaluate_world_model(
         folder=folder, models=[str(_folder(run, first, seed)) for seed in seeds],
@@ -91,8 +106,9 @@ def _record(run: Path, recording: Recording, env: Callable[[], VectorEnv], stora
         whole = [json.loads(each.read_text()) for each in run.glob(f"{recording.store}-*.done")]
         with closing(ReplayStore.open(path, storage)) as store:
             store.rollback(max(whole, key=lambda position: sum(position.values()), default={}))
-    collect(seed=recording.seed, env=env, expert=recording.expert, actor="expert", episodes=recording.episodes,
-            sample=True, storage=storage, store=str(path), lerobot=None, rosbag=None,
+    actor = "expert" if recording.policy is None else str(run / "policies" / str(recording.policy))
+    collect(seed=recording.seed, env=env, expert=recording.expert or ExpertConfig(), actor=actor,
+            episodes=recording.episodes, sample=True, storage=storage, store=str(path), lerobot=None, rosbag=None,
             format="v2.1")
     mark.write_text(json.dumps(ReplayStore.open(path).position))
 
