@@ -36,6 +36,12 @@ ELSEWHERE = {"env=isaac": ("isaac", "ISAACLAB_PYTHON"), "experiment=isaac_push":
              "suite=simulators_isaac": ("isaac", "ISAACLAB_PYTHON"), "env=libero": ("libero", "LIBERO_PYTHON"),
              "suite=simulators": ("libero", "LIBERO_PYTHON")}
 """Words of commands that need an environment of their own, which may not be there."""
+WORLD_MODELS = [
+    "seeds=[0]", "env.tasks=[drawer-close-v3]", "unseen_env.tasks=[reach-v3]", "policies=[2]", "cloning.steps=2",
+    "env.config.max_episode_steps=14", "unseen_env.config.max_episode_steps=14", "starts=4", "trials_per_task=1",
+    "compiled=false",
+    *(f"variants.{name}.{what}" for name in ("self_rollout", "plain_regressor")
+      for what in ("steps=2", "success_windows=4"))]
 SUITES = {  # the first that a command has
     "experiment=isaac_push": ["loop.iterations=1", "loop.updates_per_iteration=1", "loop.episodes_per_iteration=2",
                               "loop.prefill_episodes=2", "loop.demonstrations_per_task=2", "cloning.steps=3",
@@ -49,13 +55,9 @@ SUITES = {  # the first that a command has
                                       for what in ("iterations", "updates_per_iteration"))]
        for regime, rounds in {"quick": ["stale", "fresh"], "very_stale": ["very_stale"], "paper": ["paper"]}.items()},
     "suite=gridworld": ["random_pairs=2"],
-    "suite=world_model": [
-        "seeds=[0]", "env.tasks=[drawer-close-v3]", "unseen_env.tasks=[reach-v3]", "policies=[2]", "cloning.steps=2",
-        "env.config.max_episode_steps=14", "unseen_env.config.max_episode_steps=14", "starts=4", "trials_per_task=1",
-        "compiled=false",
-        *(f"recordings.{i}.episodes=8" for i in range(4)),
-        *(f"variants.{name}.{what}" for name in ("self_rollout", "plain_regressor")
-          for what in ("steps=2", "success_windows=4"))],
+    "suite=world_model": [*WORLD_MODELS, *(f"recordings.{i}.episodes=8" for i in range(4))],
+    "suite=world_model_with_policies": [*WORLD_MODELS, *(f"recordings.{i}.episodes=4" for i in range(10)),
+                                        *(f"recordings.{i}.policy=2" for i in (2, 3, 4, 6, 7, 8))],
     "suite=imagination": [
         "seeds=[0]", "tasks=[drawer-close-v3]", "warm_start=2", "experiment.trials=1",
         "experiment.updates_per_iteration=1", "env.config.max_episode_steps=14",
