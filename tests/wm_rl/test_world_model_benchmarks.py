@@ -69,6 +69,7 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     made, used = tmp_path / "made", tmp_path / "used"
     made.mkdir()
     assert world_models(made) == 0
+    assert "- / -" not in capsys.readouterr().out  # every row of the tables was measured
     quality = json.loads((made / "quality.json").read_text())
     assert [len(quality[name]) for name in ("model", "ours", "rival") if name in quality] == [2, 2]
     first = quality["model"][0]

@@ -110,14 +110,12 @@ def evaluate_world_model(
 def tables(result: Mapping[str, Any]) -> list[Table]:
     """Means over training seeds, with the lowest and the highest."""
     made = []
-    names = [name for name in result if isinstance(result[name], list) and result[name]
-             and isinstance(result[name][0], dict)]
     for prefix, title in (("", "held-out episodes"), ("unseen_", "unseen tasks")):
         horizons = [h for h in HORIZONS if f"{prefix}psnr_model_{h}" in result["model"][0]]
         if not horizons:
             continue
         table = Table(f"{title}: dB / SSIM", *(f"{h} steps" for h in horizons))
-        for name in names:
+        for name in result["models"]:
             for what in ("model", "shuffled", "zero") if name == "model" else ("model",):
                 label = {"model": name, "shuffled": "  shuffled actions", "zero": "  no actions"}[what]
                 table.add_row(label, *(f"{spread(result[name], f'{prefix}psnr_{what}_{h}', '.2f')} / "
