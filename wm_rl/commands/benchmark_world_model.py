@@ -70,11 +70,11 @@ def benchmark_world_model(
             raise UserError(f"a recording's policy is one of {list(policies)} (policies), got {recording.policy}")
     run = Path(folder)
     journal = Journal(run, [], enabled=True)
-    for recording in sorted(recordings, key=lambda each: each.policy is not None):
-        if recording.policy is not None:
-            _clone_policies(run, policy, cloning, policies, journal)
+    for recording in (each for each in recordings if each.policy is None):
         _record(run, recording, unseen_env if recording.unseen else env, storage)
     _clone_policies(run, policy, cloning, policies, journal)
+    for recording in (each for each in recordings if each.policy is not None):
+        _record(run, recording, unseen_env if recording.unseen else env, storage)
     cells = [(name, seed) for seed in seeds for name in variants]
     todo = [(name, seed) for name, seed in cells if not (_folder(run, name, seed) / "fit.json").is_file()]
     with journal.progress("fits", len(cells)) as bar:
