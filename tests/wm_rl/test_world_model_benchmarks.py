@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 
 from data.budget import StoreConfig
-from data.sampler import ReplayConfig
+from data.sampler import DecisionSampler, ReplayConfig
 from data.store import ReplayStore
 from data.types import Behaviour, UserError
 from sim.expert import ExpertConfig
 from sim.metaworld import MetaWorldConfig
 from sim.vector import VectorEnv
 from tests.examples import LEARNER
+from wm_rl import data_efficiency
 from wm_rl.cloning import CloningConfig
 from wm_rl.commands.benchmark_imagination import _row, _summary, benchmark_imagination
 from wm_rl.commands.benchmark_world_model import Recording, benchmark_world_model
@@ -29,6 +30,7 @@ TINY = WorldModelConfig(widths=(16, 24), batch=4, success_batch=8, warmup=2, ste
 ENV = partial(VectorEnv, tasks=["drawer-close-v3"], num_envs=2, workers=0, source="sim",
               config=MetaWorldConfig(camera="workspace", image_size=32, action_repeat=3, max_episode_steps=12))
 POLICY = TinyVLAConfig(chunk=2, bins=5, width=32, layers=1, channels=(8, 16, 16), vocabulary=256, words=24)
+REPLAY = {"windows": 4, "decisions": 4, "discount": 0.97, "capacity": {"sim": None, "real": None, "imagined": None}}
 
 
 def world_models(folder, **changes):
@@ -46,26 +48,29 @@ def world_models(folder, **changes):
     return benchmark_world_model(**{**given, **changes})
 
 
+def experiment(level):
+    return Experiment(
+        updates_per_iteration=1, evaluate_every=1, trials=2, first_seed=200, level=level, learner=LEARNER,
+        objective=Gipo(beta=0.5), trust=Trust(), refit={"steps": 0},
+        imagination=ImaginationConfig(horizon=3, micro_batch=2, sources=("sim",)))
+
+
 def imagination(folder, made, *, level, **changes):
-    replay = {"windows": 4, "decisions": 4, "discount": 0.97, "capacity": {"sim": None, "real": None, "imagined": None}}
     given = {
         "folder": str(folder), "world_models": str(made), "model": "ours", "warm_start": 4,
         "tasks": ["drawer-close-v3"], "seeds": [0], "env": ENV, "jobs": 2,
-        "experiment": Experiment(
-            updates_per_iteration=1, evaluate_every=1, trials=2, first_seed=200, level=level, learner=LEARNER,
-            objective=Gipo(beta=0.5), trust=Trust(), refit={"steps": 0},
-            imagination=ImaginationConfig(horizon=3, micro_batch=2, sources=("sim",))),
+        "experiment": experiment(level),
         "arms": {
             "with": Arm(iterations=2, simulate_every=2, episodes=2, branches=3, refit_steps=2, recordings=3,
-                        replay=ReplayConfig(**replay, mix={"sim": 0.5, "real": 0.0, "imagined": 0.5})),
+                        replay=ReplayConfig(**REPLAY, mix={"sim": 0.5, "real": 0.0, "imagined": 0.5})),
             "without": Arm(iterations=2, simulate_every=1, episodes=2, branches=0, refit_steps=0, recordings=0,
-                           replay=ReplayConfig(**replay, mix={"sim": 1.0, "real": 0.0, "imagined": 0.0}))}}
+                           replay=ReplayConfig(**REPLAY, mix={"sim": 1.0, "real": 0.0, "imagined": 0.0}))}}
     return benchmark_imagination(**{**given, **changes})
 
 
 @pytest.mark.sim
 @pytest.mark.slow
-def test_models_are_made_measured_and_used(tmp_path, capsys):
+def test_models_are_made_measured_and_used(tmp_path, capsys, monkeypatch):
     made, used = tmp_path / "made", tmp_path / "used"
     made.mkdir()
     assert world_models(made) == 0
@@ -111,6 +116,22 @@ def test_models_are_made_measured_and_used(tmp_path, capsys):
     assert all(row["reached"] for row in json.loads((easy / "results.json").read_text())["rows"])
     curves = [json.loads(path.read_text())["curve"] for path in (easy / "cells").iterdir()]
     assert [len(curve) for curve in curves] == [2, 2]  # then it stops
+
+    sizes = []
+
+    class Watched(DecisionSampler):
+        def sample(self, *args, **kwargs):
+            sizes.append(len(self.store))
+            return super().sample(*args, **kwargs)
+
+    monkeypatch.setattr(data_efficiency, "DecisionSampler", Watched)
+    for recordings in (0, 3):  # also without a model an arm begins with them
+        arm = Arm(iterations=1, simulate_every=1, episodes=2, branches=0, refit_steps=0, recordings=recordings,
+                  replay=ReplayConfig(**REPLAY, mix={"sim": 1.0, "real": 0.0, "imagined": 0.0}))
+        data_efficiency.learn(
+            experiment(1.5), arm, make_env=ENV, task="drawer-close-v3", seed=0, warm_start=made / "policies" / "4",
+            world_model=made / "none", recorded=made / "recorded.zarr", scratch=tmp_path)
+    assert sizes == [2, 5]
 
 
 @pytest.mark.parametrize(("who", "message"), [
